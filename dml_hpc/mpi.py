@@ -1,0 +1,164 @@
+"""Start MPI, guard it, agree over it: the only file that names COMM_WORLD."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from dml_hpc.errors import EXIT_JOB, EXIT_USER, AgreedError, JobError, UserError
+from dml_hpc.launch import launch
+from dml_hpc.supervise import last_word, supervised
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
+
+def guarded(body: Callable[[Intracomm], int]) -> int:
+    """Run ``body(comm)`` on every rank under the guard and return this rank's exit code.
+
+    Whatever ends ``body`` on one rank (an exception, ``sys.exit``, a signal, a crash) ends the whole job within
+    seconds with a non-zero status, and the rank and the cause are printed. A failure all ranks agreed on
+    (`agreed`) ends every rank in order instead, and only the rank that failed speaks.
+    """
+    place = launch()
+    if place.size > 1:
+        return supervised(lambda: _run(body), place)
+    return _run(body)
+
+
+def _run(body: Callable[[Intracomm], int]) -> int:
+    try:
+        comm = _world()
+    except UserError as error:
+        # Before MPI has started every rank finds the same fault, and only the launcher's rank 0 reports it.
+        if launch().rank == 0:
+            print(f"dml-hpc: {error}", file=sys.stderr, flush=True)
+        return EXIT_USER
+    try:
+        return body(comm)
+    except AgreedError as error:
+        if comm.rank == error.rank:
+            _complain(comm, str(error))
+        return error.exit_code
+    except (UserError, JobError) as error:
+        _complain(comm, str(error))
+        return _end(comm, error.exit_code)
+    except KeyboardInterrupt:
+        _complain(comm, "interrupted")
+        return _end(comm, 128 + 2)
+    except SystemExit as error:
+        _complain(comm, f"sys.exit({error.code!r}) was called in the middle of the work")
+        return _end(comm, EXIT_JOB)
+    except BaseException as error:
+        traceback.print_exc()
+        _complain(comm, f"{type(error).__name__}: {error}")
+        return _end(comm, EXIT_JOB)
+
+
+def _complain(comm: Intracomm, what: str) -> None:
+    who = f"rank {comm.rank} of {comm.size}: " if comm.size > 1 else ""
+    sys.stdout.flush()
+    print(f"dml-hpc: {who}{what}", file=sys.stderr, flush=True)
+
+
+def _end(comm: Intracomm, code: int) -> int:
+    """End every rank: the others are, or soon will be, waiting in a collective that this one never enters."""
+    if comm.size > 1:
+        last_word()
+        comm.Abort(code)
+    return code
+
+
+def _world() -> Intracomm:
+    """Start MPI and return the world; refuse an MPI library that is missing or does not belong to the launcher."""
+    place = launch()
+    os.environ.setdefault("MPICH_ABI_CHECK", "0")
+    try:
+        import mpi4py
+
+        mpi4py.rc.threads = True
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            f"MPI does not start ({str(error).splitlines()[0]}); install one (pip install 'dml-hpc[mpich]'), "
+            "or load your site's MPI module; `dml-hpc doctor` says more"
+        ) from None
+    comm = MPI.COMM_WORLD
+    if place.size > 1 and comm.size == 1:
+        library = MPI.Get_library_version().split("\n")[0].strip()
+        raise UserError(
+            f"{place.launcher} started {place.size} ranks, but this Python's MPI library ({library}) sees only one; "
+            "use the mpirun of the same MPI (`dml-hpc doctor` names it)"
+        )
+    return comm
+
+
+@contextmanager
+def agreed(comm: Intracomm) -> Iterator[None]:
+    """Check locally, fail together: a block that may fail on some ranks, and holds no collective of its own.
+
+    Every rank must enter the block. When it raises on any of them, all of them raise `AgreedError` with the
+    lowest failing rank's message; unexpected exceptions print their traceback where they happened first.
+    """
+    failure: tuple[str, int] | None = None
+    try:
+        yield
+    except (UserError, JobError) as error:
+        failure = (str(error), error.exit_code)
+    except OSError as error:
+        failure = (describe(error), EXIT_USER)
+    except Exception as error:
+        traceback.print_exc()
+        failure = (f"{type(error).__name__}: {error}", EXIT_JOB)
+    agree(comm, failure)
+
+
+def agree(comm: Intracomm, failure: tuple[str, int] | None) -> None:
+    """Collective: raise `AgreedError` on every rank when any rank brings a failure ``(message, exit code)``."""
+    failures = comm.allgather(failure)
+    for rank, found in enumerate(failures):
+        if found is not None:
+            raise AgreedError(found[0], rank, found[1])
+
+
+def describe(error: OSError) -> str:
+    """Return an operating-system error as one line: what, and on which file."""
+    if error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def on_root(comm: Intracomm, make: Callable[[], Any]) -> Any:
+    """Collective: run ``make()`` on rank 0 and return its result (pickled) on every rank, failing together."""
+    result = None
+    with agreed(comm):
+        if comm.rank == 0:
+            result = make()
+    return comm.bcast(result)
+
+
+@contextmanager
+def first_on_node(comm: Intracomm) -> Iterator[None]:
+    """Run the block on one rank of each node, then on that node's other ranks, which find its caches filled.
+
+    Collective over ``comm``.
+    """
+    node = comm.Split_type(_shared())
+    try:
+        if node.rank > 0:
+            node.Barrier()
+        yield
+        if node.rank == 0:
+            node.Barrier()
+    finally:
+        node.Free()
+
+
+def _shared() -> int:
+    from mpi4py import MPI
+
+    return MPI.COMM_TYPE_SHARED

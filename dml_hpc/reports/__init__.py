@@ -1,0 +1,1 @@
+"""Run records, scaling tables, plots and reports."""

@@ -1,0 +1,101 @@
+"""Each launched rank runs as the child of a small supervisor, so that no death goes unnamed.
+
+A rank that is killed cannot say so itself, and not every launcher names it (MPICH's prints a process id). Its
+supervisor, which has imported nothing heavy and holds no MPI state, waits for it, names the rank and the signal,
+and leaves with a non-zero status, on which the launcher ends the job.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+
+from dml_hpc.errors import EXIT_JOB
+from dml_hpc.launch import Launch
+
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
+_FINISHED = b"."
+
+
+def supervised(work: Callable[[], int], place: Launch) -> int:
+    """Run ``work()`` in a child process and return its exit code, having named any death without a word.
+
+    Call it before MPI, threads or NumPy start, as it forks. ``work`` must return its exit code after it has
+    told the user of any failure itself; an ``os._exit``, a signal or a crash counts as a death without a word.
+    The child ends, naming this rank, when its supervisor is killed. Signals that ask a job to stop or to save
+    (TERM, INT, HUP, USR1, USR2, CONT) are passed on to the child.
+    """
+    alive_read, alive_write = os.pipe()  # the child sees its end close when the supervisor dies
+    word_read, word_write = os.pipe()  # the child writes its last word here
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        os.close(alive_write)
+        os.close(word_read)
+        threading.Thread(target=_end_with_supervisor, args=(alive_read, place), daemon=True).start()
+        global _word_write
+        _word_write = word_write
+        code = work()
+        last_word()
+        return code
+
+    os.close(alive_read)
+    os.close(word_write)
+    told: list[int] = []
+
+    def forward(number: int, frame: object) -> None:
+        told.append(number)
+        os.kill(child, number)
+
+    for number in _FORWARDED:
+        signal.signal(number, forward)
+    _, status = os.waitpid(child, 0)
+    finished = os.read(word_read, 1) == _FINISHED
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        if number not in told:
+            _name(place, child, f"was killed by signal {number} ({signal.Signals(number).name})"
+                  + _HINTS.get(number, ""))
+        code = 128 + number
+    else:
+        code = os.WEXITSTATUS(status)
+        if not finished and not told and code != _SUPERVISOR_DIED:
+            _name(place, child, f"ended with status {code} in the middle of its work")
+            code = code or EXIT_JOB
+    # Not sys.exit: the supervisor shares the child's open files and exit handlers, which are the child's to run.
+    os._exit(code)
+
+
+_SUPERVISOR_DIED = 70
+_word_write: int | None = None
+
+
+def last_word() -> None:
+    """Tell the supervisor that this rank has said all there is to say: how it ends now needs no comment."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if _word_write is not None:
+        os.write(_word_write, _FINISHED)
+
+
+_HINTS = {
+    signal.SIGKILL: ": by hand (kill -9), by the out-of-memory killer (dmesg tells) or by the job's memory limit",
+    signal.SIGSEGV: ": a crash in compiled code",
+    signal.SIGBUS: ": a mapped file was cut short, or /dev/shm is full",
+}
+
+
+def _name(place: Launch, process: int, what: str) -> None:
+    line = (f"dml-hpc: rank {place.rank} of {place.size} (process {process} on {os.uname().nodename}) {what}; "
+            "the job ends\n")
+    os.write(2, line.encode())
+
+
+def _end_with_supervisor(alive_read: int, place: Launch) -> None:
+    os.read(alive_read, 1)  # returns only when the supervisor is gone
+    _name(place, os.getpid(), "lost its supervisor, which was killed")
+    os._exit(_SUPERVISOR_DIED)

@@ -1,0 +1,178 @@
+"""What every verb shares: ``--json``, ``--record``, ``--config``, the environment, the guard, the exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dml_hpc import __version__
+from dml_hpc.config import read_config
+from dml_hpc.console import Console
+from dml_hpc.errors import EXIT_OK, EXIT_USER, JobError, UserError
+from dml_hpc.launch import launch
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
+Result = dict[str, Any]
+
+
+class Names(click.ParamType):
+    """A list of names: ``a,b,c`` on the command line, a list or such a string in a config file."""
+
+    name = "a,b,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Return the names as a tuple."""
+        if isinstance(value, str):
+            value = value.split(",")
+        return tuple(str(name).strip() for name in value if str(name).strip())
+
+
+class BatchSize(click.ParamType):
+    """A number of rows, or ``full`` for the whole data set (None)."""
+
+    name = "ROWS|full"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """Return the number, or "full"."""
+        if value == "full":
+            return "full"
+        if str(value).isdigit() and int(value) > 0:
+            return int(value)
+        return self.fail(f"{value!r} is neither a positive number of rows nor 'full'", param, ctx)
+
+
+def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
+    """``click.option`` that also reads ``DML_HPC_<OPTION>`` and shows its default."""
+    long = next(name for name in names if name.startswith("--"))
+    settings.setdefault("envvar", "DML_HPC_" + long.split("/")[0].lstrip("-").replace("-", "_").upper())
+    settings.setdefault("show_default", settings.get("default") is not None)
+    return click.option(*names, **settings)
+
+
+def _load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
+    if path is None:
+        return
+    verb = verb_path(ctx)
+    by_name = {
+        long.lstrip("-"): parameter.name
+        for parameter in ctx.command.params if isinstance(parameter, click.Option)
+        for long in (*parameter.opts, *parameter.secondary_opts) if long.startswith("--")
+    }
+    by_name.pop("config")
+    by_name.pop("help", None)
+    settings = read_config(path, verb, set(by_name), _all_verbs(ctx.find_root().command))
+    ctx.default_map = {str(by_name[name]): value for name, value in settings.items()}
+
+
+def verb_path(ctx: click.Context) -> str:
+    """Return the verb as it is typed, without the program's name: ``train``, ``data import``."""
+    return ctx.command_path.removeprefix(ctx.find_root().command_path).strip()
+
+
+def _all_verbs(command: click.Command, prefix: str = "") -> set[str]:
+    if isinstance(command, click.Group):
+        inner = [_all_verbs(sub, f"{prefix} {name}".strip()) for name, sub in command.commands.items()]
+        return set().union(*inner)
+    return {prefix}
+
+
+_COMMON = [
+    option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line, and nothing else, on stdout."),
+    option("--record", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+           help="Append one JSON line about this run to FILE."),
+    option("--config", type=click.Path(path_type=Path), metavar="FILE.toml", is_eager=True, expose_value=False,
+           callback=_load_config, help="Read options from FILE.toml, by their long names."),
+    option("--progress/--no-progress", default=None, help="Show progress bars (default: when stderr is a terminal)."),
+]
+
+
+class Verb(click.Command):
+    """A verb with the common options, run by one process. Under a launcher only rank 0 works."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        holder: Any = lambda: None  # noqa: E731 -- click's decorators want a function to hang options on
+        for add in reversed(_COMMON):
+            add(holder)
+        self.params += reversed(holder.__click_params__)
+
+    def invoke(self, ctx: click.Context) -> int:
+        """Run the verb and return its exit code."""
+        if launch().rank > 0:
+            return EXIT_OK
+        callback, finish, arguments = self._prepare(ctx)
+        return finish(callback(Console(**arguments), **ctx.params), 0, 1)
+
+    def _prepare(self, ctx: click.Context) -> tuple[Any, Callable[[Result, int, int], int], dict[str, Any]]:
+        started = time.time()
+        as_json, record = ctx.params.pop("as_json"), ctx.params.pop("record")
+        progress = ctx.params.pop("progress")
+        if record is not None and not record.absolute().parent.is_dir():
+            raise UserError(f"--record: the folder {record.absolute().parent} does not exist; make it first (mkdir -p)")
+        verb = verb_path(ctx)
+
+        def finish(result: Result, rank: int, size: int) -> int:
+            code = result.pop("exit_code", EXIT_OK)
+            if rank == 0:
+                entry = {"command": verb, "version": __version__, "ranks": size,
+                         "seconds": round(time.time() - started, 6), **result}
+                if record is not None:
+                    from dml_hpc.reports.records import append_record
+
+                    append_record(record, entry, sys.argv[1:], started)
+                if as_json:
+                    print(json.dumps(entry, allow_nan=False), flush=True)
+            return code
+
+        return self.callback, finish, {"json": as_json, "progress": progress}
+
+
+class RanksVerb(Verb):
+    """A verb run by every rank under the guard; its callback takes the communicator first."""
+
+    def invoke(self, ctx: click.Context) -> int:
+        """Run the verb on this rank and return its exit code."""
+        from dml_hpc.mpi import guarded
+
+        callback, finish, arguments = self._prepare(ctx)
+
+        def body(comm: Intracomm) -> int:
+            result = callback(comm, Console(rank=comm.rank, **arguments), **ctx.params)
+            return finish(result, comm.rank, comm.size)
+
+        return guarded(body)
+
+
+def run(root: click.Group, arguments: list[str] | None) -> int:
+    """Parse and run; a mistake on the command line is one line on stderr (from rank 0 alone) and exit code 2."""
+    try:
+        return root.main(args=arguments, prog_name="dml-hpc", standalone_mode=False) or EXIT_OK
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return EXIT_USER
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f" (see `{context.command_path} --help`)" if context is not None else ""
+        return _complain(" ".join(error.format_message().split()) + hint, EXIT_USER)
+    except (UserError, JobError) as error:
+        return _complain(str(error), error.exit_code)
+    except OSError as error:
+        from dml_hpc.mpi import describe
+
+        return _complain(describe(error), EXIT_USER)
+    except (click.Abort, KeyboardInterrupt):
+        return _complain("interrupted", 128 + 2)
+
+
+def _complain(line: str, code: int) -> int:
+    if launch().rank == 0:
+        print(f"dml-hpc: {line}", file=sys.stderr, flush=True)
+    return code
