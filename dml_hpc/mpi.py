@@ -14,6 +14,7 @@ from dml_hpc.launch import launch
 from dml_hpc.supervise import last_word, supervised
 
 if TYPE_CHECKING:
+    import numpy as np
     from mpi4py.MPI import Intracomm
 
 
@@ -32,7 +33,7 @@ def guarded(body: Callable[[Intracomm], int]) -> int:
 
 def _run(body: Callable[[Intracomm], int]) -> int:
     try:
-        comm = _world()
+        comm = world()
     except UserError as error:
         # Before MPI has started every rank finds the same fault, and only the launcher's rank 0 reports it.
         if launch().rank == 0:
@@ -73,7 +74,7 @@ def _end(comm: Intracomm, code: int) -> int:
     return code
 
 
-def _world() -> Intracomm:
+def world() -> Intracomm:
     """Start MPI and return the world; refuse an MPI library that is missing or does not belong to the launcher."""
     place = launch()
     os.environ.setdefault("MPICH_ABI_CHECK", "0")
@@ -139,6 +140,23 @@ def on_root(comm: Intracomm, make: Callable[[], Any]) -> Any:
         if comm.rank == 0:
             result = make()
     return comm.bcast(result)
+
+
+def gather_rows(comm: Intracomm, rows: np.ndarray) -> np.ndarray:
+    """Collective: return on rank 0 all ranks' ``rows`` (count,) one after the other; on others an empty array."""
+    import numpy as np
+
+    counts = comm.gather(len(rows))
+    if comm.rank > 0:
+        comm.Send(rows, 0)
+        return rows[:0]
+    out = np.empty(sum(counts), rows.dtype)
+    start = len(rows)
+    out[:start] = rows
+    for rank in range(1, comm.size):
+        comm.Recv(out[start:start + counts[rank]], rank)
+        start += counts[rank]
+    return out
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import click
 from dml_hpc import __version__
 from dml_hpc.config import read_config
 from dml_hpc.console import Console
-from dml_hpc.errors import EXIT_OK, EXIT_USER, JobError, UserError
+from dml_hpc.errors import EXIT_OK, EXIT_USER, JobError, UserError, did_you_mean
 from dml_hpc.launch import launch
 
 if TYPE_CHECKING:
@@ -28,11 +28,36 @@ class Names(click.ParamType):
 
     name = "a,b,…"
 
+    def __init__(self, known: tuple[str, ...] = ()):
+        self.known = known
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        """Return the names as a tuple."""
-        if isinstance(value, str):
-            value = value.split(",")
-        return tuple(str(name).strip() for name in value if str(name).strip())
+        """Return the names as a tuple; refuse one that is not among the known, if there are such."""
+        items = value.split(",") if isinstance(value, str) else value
+        names = tuple(str(item).strip() for item in items if str(item).strip())
+        for name in names:
+            if self.known and name not in self.known:
+                self.fail(f"{name!r} is not one of {', '.join(self.known)}{did_you_mean(name, self.known)}", param, ctx)
+        return names
+
+
+class Sizes(Names):
+    """A list of byte counts: ``4K,1M,123``; K, M and G are powers of 1024."""
+
+    name = "BYTES,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the sizes in bytes."""
+        sizes = []
+        for word in super().convert(value, param, ctx):
+            number, unit = (word[:-1], word[-1].upper()) if word[-1:].upper() in _UNITS else (word, "")
+            if not number.isdigit():
+                self.fail(f"{word!r} is no number of bytes (such as 4096, 64K, 1M)", param, ctx)
+            sizes.append(int(number) * _UNITS.get(unit, 1))
+        return tuple(sizes)
+
+
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 class BatchSize(click.ParamType):

@@ -62,7 +62,7 @@ def read_records(paths: Iterable[Path]) -> list[dict[str, Any]]:
 
 def environment() -> dict[str, Any]:
     """Return what a run's speed depends on: host, CPU, cores, versions, the MPI library, Slurm's job, the commit."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in ("numpy", "h5py", "numba", "mpi4py"):
         try:
             versions[name] = metadata.version(name)

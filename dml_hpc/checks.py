@@ -1,0 +1,229 @@
+"""Does this part of the machine work? One small function a part; whatever may crash or hang runs in its own process."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+OK, ABSENT, BROKEN = "ok", "absent", "broken"
+TIMEOUT_S = 60.0
+
+
+class Check(NamedTuple):
+    """What was found: ``status`` is "ok", "absent" or "broken"; ``fix`` is the line that mends it, or None.
+
+    Unless a ``required`` part is ok, training does not work on this machine.
+    """
+
+    name: str
+    status: str
+    detail: str
+    fix: str | None = None
+    required: bool = False
+
+
+class Outcome(NamedTuple):
+    """How a process ended: its exit code (None: it was killed when its time was up) and its output, stripped."""
+
+    code: int | None
+    out: str
+    err: str
+
+    @property
+    def reason(self) -> str:
+        """Return why it failed, in one line."""
+        if self.code is None:
+            return f"gave no answer in {TIMEOUT_S:.0f} s"
+        if self.code < 0:
+            return f"died of {signal.Signals(-self.code).name}"
+        lines = [line.strip() for line in (self.err or self.out).splitlines() if line.strip(" -*\t")]
+        # Python's last line names the error; a launcher's first one does.
+        errors = [line for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception|Interrupt)\b", line)]
+        return (errors[-1] if errors else lines[0] if lines else f"ended with status {self.code}")[:200]
+
+
+def call(command: list[str], timeout_s: float = TIMEOUT_S) -> Outcome:
+    """Run a command as no part of any MPI job; it and its children are killed when the time is up."""
+    # Doctor may itself have been started by mpirun: what it starts must not believe to be that rank.
+    ranks = re.compile(r"PMI_|PMIX_|MPI_LOCAL|OMPI_COMM_|OMPI_UNIVERSE|OMPI_FILE_|PRTE_LAUNCHED|HYDI?_|GFORKER_")
+    clean = {key: value for key, value in os.environ.items() if not ranks.match(key)}
+    try:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   text=True, errors="replace", env=clean, start_new_session=True)
+    except OSError as error:
+        return Outcome(127, "", f"{command[0]}: {error.strerror}")
+    try:
+        out, err = process.communicate(timeout=timeout_s)
+        return Outcome(process.returncode, out.strip(), err.strip())
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return Outcome(None, "", "")
+
+
+def python(code: str) -> Outcome:
+    """Run ``code`` in a Python of its own, where a crash does no harm."""
+    return call([sys.executable, "-c", code])
+
+
+def check_python() -> Check:
+    """Python itself."""
+    found = f"{sys.version.split()[0]} in {sys.prefix}"
+    if sys.version_info < (3, 10):
+        return Check("python", BROKEN, found, "install Python 3.10 or newer", required=True)
+    return Check("python", OK, found, required=True)
+
+
+def check_hdf5() -> Check:
+    """h5py writes an array and reads it back."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = python(f"""
+import h5py, numpy
+path = {str(Path(folder, "doctor.h5"))!r}
+with h5py.File(path, "w") as file:
+    file["x"] = numpy.arange(1000.0)
+with h5py.File(path, "r") as file:
+    assert file["x"][:].sum() == 499500
+print(h5py.__version__, "with HDF5", h5py.version.hdf5_version)
+""")
+    if done.code != 0:
+        return Check("h5py", BROKEN, done.reason, "pip install --force-reinstall h5py", required=True)
+    return Check("h5py", OK, done.out, required=True)
+
+
+def check_locking() -> Check:
+    """File locks in the working directory, which HDF5 asks for when it opens a file."""
+    setting = os.environ.get("HDF5_USE_FILE_LOCKING")
+    if setting is not None and setting.upper() in ("FALSE", "0", "BEST_EFFORT"):
+        return Check("file locking", OK, f"HDF5_USE_FILE_LOCKING={setting}")
+    folder = os.getcwd() if os.access(".", os.W_OK) else tempfile.gettempdir()
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return Check("file locking", BROKEN, f"{folder}: {error.strerror}; HDF5 may fail to open files there",
+                     "export HDF5_USE_FILE_LOCKING=FALSE")
+    return Check("file locking", OK, f"locks work in {folder}")
+
+
+def check_numba() -> Check:
+    """Numba compiles, and the kernels have a place where the next run finds them compiled."""
+    done = python("""
+import numba
+assert numba.njit(lambda x: x + 1)(1) == 2
+print(numba.__version__)
+""")
+    if done.code != 0:
+        return Check("numba", BROKEN, done.reason, "pip install --upgrade numba", required=True)
+    kernels = find_spec("dml_hpc.kernels")
+    source = Path(kernels.origin).parent if kernels and kernels.origin else Path(__file__).parent
+    # The order in which Numba looks for a place.
+    own = os.environ.get("NUMBA_CACHE_DIR")
+    places = [Path(own)] if own else [source / "__pycache__", Path.home() / ".cache" / "numba"]
+    for place in places:
+        if _can_write(place):
+            return Check("numba", OK, f"{done.out}, compiled kernels are kept in {place}", required=True)
+    return Check("numba", BROKEN, f"{done.out}, but no place for compiled kernels is writable ({places[0]})",
+                 "export NUMBA_CACHE_DIR=$HOME/numba-cache  # any folder you can write", required=True)
+
+
+def _can_write(folder: Path) -> bool:
+    """Return whether ``folder`` is writable, or could be made."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def _check_extra(name: str, code: str, purpose: str, extra: str) -> Check:
+    if find_spec(name) is None:
+        return Check(name, ABSENT, f"not installed; {purpose}", f"pip install 'dml-hpc[{extra}]'")
+    done = python(code)
+    if done.code != 0:
+        return Check(name, BROKEN, done.reason, f"pip install --force-reinstall 'dml-hpc[{extra}]'")
+    return Check(name, OK, done.out.splitlines()[-1] if done.out else "")
+
+
+def check_pyarrow() -> Check:
+    """pyarrow, for importing tables."""
+    return _check_extra("pyarrow", "import pyarrow.csv, pyarrow.parquet; print(pyarrow.__version__)",
+                        "reads CSV and Parquet for `data import`", "data")
+
+
+def check_matplotlib() -> Check:
+    """Matplotlib, for reports."""
+    return _check_extra("matplotlib", "import matplotlib.figure; print(matplotlib.__version__)",
+                        "draws the plots of `report`", "report")
+
+
+def check_horovod() -> Check:
+    """Horovod, for those who run it already."""
+    return _check_extra("horovod", "import horovod, horovod.torch as t; assert t.mpi_built(), 'built without MPI'; "
+                        "print(horovod.__version__)", "only for `--allreduce horovod`", "horovod")
+
+
+def check_gpu() -> Check:
+    """An NVIDIA GPU, and CuPy to use it."""
+    listed = call(["nvidia-smi", "-L"])
+    if listed.code == 127:
+        return Check("gpu", ABSENT, "no nvidia-smi: no NVIDIA driver here", "nothing to do where there is no GPU")
+    if listed.code != 0 or not listed.out:
+        return Check("gpu", BROKEN, f"nvidia-smi: {listed.reason}", "ask for a GPU (Slurm: --gres=gpu:1), or mend "
+                     "the driver")
+    gpus = re.sub(r" \(UUID: [^)]*\)", "", ", ".join(re.findall(r"^GPU \d+: .*", listed.out, re.M)))
+    version = re.search(r"CUDA Version: (\d+)", call(["nvidia-smi"]).out)
+    install = f"pip install 'dml-hpc[cuda{'13' if version and int(version[1]) >= 13 else '12'}]'"
+    if find_spec("cupy") is None:
+        return Check("gpu", ABSENT, f"{gpus}; CuPy is not installed", install)
+    done = python("import cupy; assert int(cupy.arange(5).sum()) == 10; print(cupy.__version__)")
+    if done.code != 0:
+        return Check("gpu", BROKEN, f"{gpus}; CuPy: {done.reason}", install)
+    return Check("gpu", OK, f"{gpus}; CuPy {done.out}")
+
+
+def check_shared_memory() -> Check:
+    """Room in /dev/shm, where ranks of one node share their buffers."""
+    try:
+        free_bytes = shutil.disk_usage("/dev/shm").free
+    except OSError as error:
+        return Check("shared memory", BROKEN, f"/dev/shm: {error.strerror}", "mount -t tmpfs tmpfs /dev/shm")
+    detail = f"{free_bytes / 2**20:.0f} MiB free in /dev/shm"
+    if free_bytes < 256 * 2**20:
+        return Check("shared memory", BROKEN, f"{detail}: ranks of one node may die of SIGBUS",
+                     "free some; in a container: docker run --shm-size=2g")
+    return Check("shared memory", OK, detail)
+
+
+def check_cores() -> Check:
+    """Cores this process may use, and the threads a rank will start on them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    detail = f"{cores} to use, OMP_NUM_THREADS={threads or '(not set)'}"
+    fix = "export OMP_NUM_THREADS=1  # with one rank a core"
+    if not threads and cores > 1:
+        return Check("cores", ABSENT, f"{detail}: every rank starts {cores} BLAS threads", fix)
+    if threads.isdigit() and int(threads) > cores:
+        return Check("cores", BROKEN, f"{detail}: more threads than cores", fix)
+    return Check("cores", OK, detail)
+
+
+def check_slurm() -> Check:
+    """Slurm, and whether this shell is inside an allocation."""
+    if shutil.which("srun") is None:
+        return Check("slurm", ABSENT, "no srun on PATH", "nothing to do on one machine; on a cluster load its module")
+    job = os.environ.get("SLURM_JOB_ID")
+    if job:
+        return Check("slurm", OK, f"inside job {job}: {os.environ.get('SLURM_JOB_NUM_NODES', '?')} nodes, "
+                     f"{os.environ.get('SLURM_NTASKS', '?')} tasks")
+    answer = call(["sinfo", "--noheader", "--format=%P %D"], timeout_s=15)
+    if answer.code != 0:
+        return Check("slurm", BROKEN, f"sinfo: {answer.reason}", "ask your site: srun is here, but Slurm does not answer")
+    return Check("slurm", OK, f"no job yet; partitions and their nodes: {', '.join(answer.out.splitlines())}")

@@ -1,0 +1,1 @@
+"""One file a verb: wires the rooms together, does no arithmetic."""

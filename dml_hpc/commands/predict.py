@@ -1,0 +1,79 @@
+"""``dml-hpc predict``: a model's prediction for every row of a data set, in row order."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+
+from dml_hpc.commands.scoring import BLOCK_ROWS, Fitted, open_fitted, score_blocks, warm_up
+from dml_hpc.console import Console
+from dml_hpc.files import check_output, replaced_file
+from dml_hpc.layout import split
+from dml_hpc.mpi import agreed, first_on_node
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
+
+def run(comm: Intracomm, console: Console, model: Path, data: Path, output: Path, overwrite: bool) -> dict[str, Any]:
+    """Collective: write ``score`` and what the objective predicts from it, each (rows,), to the HDF5 file ``output``.
+
+    Ranks score their rows and send them block by block to rank 0, which writes: memory does not grow with the
+    data, and no parallel HDF5 is needed. Returns the keys of the ``--json`` object on every rank.
+    """
+    with agreed(comm):
+        fitted = open_fitted(model, data)
+        if comm.rank == 0:
+            check_output(output, overwrite)
+    with first_on_node(comm):
+        warm_up(fitted)
+    started = time.perf_counter()
+    rows = fitted.dataset.rows
+    if comm.rank == 0:
+        _write(comm, fitted, output)
+    else:
+        for scores, _ in score_blocks(fitted, comm.rank, comm.size):
+            comm.Send(scores, 0)
+    work_s = max(comm.allgather(time.perf_counter() - started))
+    names = ["score", *fitted.objective.predictions(np.empty(0, fitted.model.weights.dtype), fitted.model.classes)]
+    console.say(f"predict  {rows:,} rows → {output} ({', '.join(names)})")
+    return {"rows": rows, "output": str(output), "datasets": names, "model": str(model), "data": str(data),
+            "objective": fitted.objective.name, "weights_digest": fitted.model.digest, "work_s": work_s}
+
+
+def _write(comm: Intracomm, fitted: Fitted, output: Path) -> None:
+    model, rows = fitted.model, fitted.dataset.rows
+    with replaced_file(output) as partial, h5py.File(partial, "w") as file:
+        file.attrs["weights_digest"] = model.digest
+        file.attrs["objective"] = model.objective
+        file.attrs["label"] = model.label
+        file.attrs["class_names"] = json.dumps(model.class_names)
+        nothing = np.empty(0, model.weights.dtype)
+        for name, empty in {"score": nothing, **fitted.objective.predictions(nothing, model.classes)}.items():
+            file.create_dataset(name, (rows,), empty.dtype)
+        for rank in range(comm.size):
+            first = split(rows, comm.size, rank)[0]
+            for scores in _blocks(comm, fitted, rank):
+                columns = {"score": scores, **fitted.objective.predictions(scores, model.classes)}
+                for name, values in columns.items():
+                    file[name][first:first + len(scores)] = values
+                first += len(scores)
+
+
+def _blocks(comm: Intracomm, fitted: Fitted, rank: int) -> Iterator[np.ndarray]:
+    """Yield the scores of a rank's rows on rank 0, its own computed, the others' received."""
+    if rank == 0:
+        for scores, _ in score_blocks(fitted, 0, comm.size):
+            yield scores
+        return
+    start, stop = split(fitted.dataset.rows, comm.size, rank)
+    for first, last in fitted.dataset.ranges(start, stop, BLOCK_ROWS):
+        scores = np.empty(last - first, fitted.model.weights.dtype)
+        comm.Recv(scores, rank)
+        yield scores

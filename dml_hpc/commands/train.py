@@ -1,0 +1,154 @@
+"""``dml-hpc train``: data set → objective → algorithm → model."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dml_hpc.comm import open_reducer
+from dml_hpc.comm.clock import Clock
+from dml_hpc.console import Console
+from dml_hpc.data.batches import Batches
+from dml_hpc.data.dataset import Dataset, open_dataset
+from dml_hpc.errors import AgreedError, UserError
+from dml_hpc.files import check_output
+from dml_hpc.mpi import agreed, first_on_node
+from dml_hpc.objectives import open_objective
+from dml_hpc.objectives.scaling import identity, standardising
+from dml_hpc.optim.schedules import Schedule
+from dml_hpc.store.model import LinearModel, weights_digest, write_model
+from dml_hpc.trainers.averaging import train_average
+from dml_hpc.trainers.problem import Problem, compile_kernels, open_arrays
+from dml_hpc.trainers.sync import train_sync
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "sync": {"batch_size": 1024, "step_size": 0.1, "schedule": "cosine", "momentum": 0.9, "warmup": 0.0},
+    "average": {"batch_size": None, "step_size": 0.002, "schedule": "constant", "momentum": 0.0, "warmup": 0.0},
+}
+"""What an option means when it is not given, by algorithm."""
+
+_AVERAGING_BATCH = 8192
+"""Rows of all ranks between two looks at the clock; the algorithm itself knows no batches."""
+
+
+def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objective: str, algorithm: str,
+        allreduce: str, fan_in: int, batch_size: int | str | None, epochs: int, steps: int | None,
+        step_size: float | None, schedule: str | None, momentum: float | None, warmup: float | None, l2: float,
+        intercept: bool, scale: bool, shuffle: bool, seed: int, dtype: str, overwrite: bool) -> dict[str, Any]:
+    """Collective: train on the data set ``data`` and write the model to ``output`` (rank 0 writes it).
+
+    The arguments are those of ``dml-hpc train --help``; None takes the algorithm's default. Returns the keys of
+    the ``--json`` object on every rank.
+    """
+    goal = open_objective(objective)
+    with agreed(comm):
+        settings = _settings(algorithm, batch_size=batch_size, step_size=step_size, schedule=schedule,
+                             momentum=momentum, warmup=warmup)
+        dataset = open_dataset(data)
+        if dataset.rows == 0:
+            raise UserError(f"{data} has no rows to train on")
+        label = dataset.manifest.label
+        classes = goal.classes(label.name, label.values)
+        if comm.rank == 0:
+            check_output(output, overwrite)
+    sequential = algorithm == "average"
+    rows_a_step = _AVERAGING_BATCH if sequential else settings["batch_size"]
+    kind = np.dtype(dtype)
+    with first_on_node(comm):  # the first rank fills Numba's cache, the others load it
+        batches = Batches(dataset, None if rows_a_step == "full" else rows_a_step, comm.rank, comm.size, seed, shuffle)
+        scaling = _scaling(dataset, scale, intercept, kind)
+        problem = Problem(goal, batches, scaling, {}, dataset.rows, dataset.features, l2, kind)
+        compile_kernels(problem, sequential)
+    with agreed(comm):
+        problem.arrays = open_arrays(dataset, batches, goal, classes, kind)
+    all_steps = batches.steps * epochs if steps is None else steps
+
+    console.say(f"train    {objective} on {data}: {dataset.rows:,} rows × {dataset.features} features, "
+                f"{comm.size} rank{'s' * (comm.size > 1)}, {algorithm} with the {allreduce} all-reduce")
+    weights = np.zeros(dataset.features + 1, kind)
+    clock = Clock(batches.steps)
+    started = time.perf_counter()
+    bar = console.bar(all_steps, "training")
+
+    def on_step(rows: int, loss: float) -> None:
+        bar.advance(1, f"loss {loss:.4f}")
+
+    with open_reducer(allreduce, comm, dataset.features + 2, dtype, fan_in=fan_in) as reducer:
+        if sequential:
+            losses = train_average(reducer, problem, weights, settings["step_size"], all_steps, clock, on_step)
+        else:
+            plan = Schedule(settings["schedule"], settings["step_size"], all_steps, batches.steps, settings["warmup"])
+            losses = train_sync(reducer, problem, weights, plan, settings["momentum"], clock, on_step)
+        work_s = time.perf_counter() - started
+        bytes_sent = reducer.bytes_sent
+    raw = scaling.fold(weights, np.empty_like(weights))
+    loss = _final_loss(comm, problem, raw)
+    bar.close(f"loss {loss:.4f}")
+    digest = _same_everywhere(comm, raw)
+
+    examples = round(dataset.rows * all_steps / batches.steps)
+    splits = comm.allgather({**clock.split(), "rows": batches.count, "work_s": work_s, "bytes_sent": bytes_sent})
+    work_s = max(split["work_s"] for split in splits)
+    result = {
+        "objective": objective, "algorithm": algorithm, "allreduce": allreduce, "device": "cpu",
+        "steps": all_steps, "epochs": all_steps / batches.steps, "examples": examples,
+        "examples_per_s": examples / work_s, "loss": loss, "losses": losses, "weights_digest": digest,
+        "time_split": {key: max(split[key] for split in splits)
+                       for key in ("read", "compute", "communicate", "wait")},
+        "work_s": work_s, "per_rank": splits, "data": str(data), "model": str(output), "rows": dataset.rows,
+        "features": dataset.features, **settings, "l2": l2, "intercept": intercept, "scale": scale,
+        "shuffle": shuffle, "seed": seed, "dtype": dtype, "fan_in": fan_in if allreduce == "tree" else None,
+    }
+    with agreed(comm):
+        if comm.rank == 0:
+            training = {key: result[key] for key in result if key not in ("time_split", "per_rank", "work_s",
+                                                                          "examples_per_s", "weights_digest")}
+            training["ranks"] = comm.size
+            write_model(output, LinearModel(objective, raw, dataset.manifest.feature_names, label.name, classes,
+                                            label.names, training))
+    shares = result["time_split"]
+    console.say(f"trained  {all_steps:,} steps, {examples:,} examples in {work_s:.2f} s "
+                f"({examples / work_s:,.0f} examples/s): " + ", ".join(f"{k} {v:.2f} s" for k, v in shares.items()))
+    console.say(f"model    {output}: training loss {loss:.5f}, weights {digest[:16]}…")
+    return result
+
+
+def _settings(algorithm: str, **given: Any) -> dict[str, Any]:
+    """Return the algorithm's settings; refuse what it cannot follow rather than ignore it."""
+    defaults = DEFAULTS[algorithm]
+    if algorithm == "average":
+        for name in ("batch_size", "schedule", "momentum", "warmup"):
+            if given[name] is not None and given[name] != defaults[name]:
+                raise UserError(f"--algorithm average takes one example at a time with a constant step size: leave "
+                                f"out --{name.replace('_', '-')}, or use --algorithm sync")
+    return {name: default if given[name] is None else given[name] for name, default in defaults.items()}
+
+
+def _scaling(dataset: Dataset, scale: bool, intercept: bool, dtype: np.dtype) -> Any:
+    if not scale:
+        return identity(dataset.features, intercept, dtype)
+    manifest = dataset.manifest
+    return standardising(np.array(manifest.mean), np.array(manifest.deviation), np.array(manifest.numeric, bool),
+                         intercept, dtype)
+
+
+def _final_loss(comm: Intracomm, problem: Problem, raw: np.ndarray) -> float:
+    """Return the mean loss of all rows under the final weights, without the penalty: one more pass over the data."""
+    own = problem.loss_and_gradient(problem.batches.everything(), raw, np.zeros_like(raw))
+    return comm.allreduce(own) / problem.rows
+
+
+def _same_everywhere(comm: Intracomm, weights: np.ndarray) -> str:
+    """Return the digest of the weights, which every rank must share: else the sums went wrong somewhere."""
+    digests = comm.allgather(weights_digest(weights))
+    for rank, digest in enumerate(digests):
+        if digest != digests[0]:
+            raise AgreedError(f"the weights differ from rank 0's after training ({digest[:12]} ≠ {digests[0][:12]}): "
+                              "the all-reduce gave ranks different sums; the model is not saved", rank, 1)
+    return digests[0]

@@ -1,0 +1,1 @@
+"""Shards: write, open, partition, sample, import."""

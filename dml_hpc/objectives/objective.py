@@ -1,0 +1,56 @@
+"""What every objective offers to trainers and to prediction."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+from dml_hpc.kernels import glm
+
+
+class Objective(ABC):
+    """A loss ℓ(s, y) of a linear score s = x·w + b.
+
+    ``weights`` and ``gradient`` have shape (features + 1,), the intercept b last; X is (rows, features), ``y``
+    (rows,) as `targets` makes it, ``rows`` (count,) int64.
+    """
+
+    name: str
+    loss: int
+    """Which ℓ of `dml_hpc.kernels.glm`."""
+
+    @abstractmethod
+    def classes(self, name: str, values: list[float] | None) -> list[float] | None:
+        """Return the label's classes, None for a real-valued target.
+
+        ``name`` and ``values`` are the label's name and distinct values (None: too many to list). Raises
+        `UserError` when the objective cannot be trained on such a label.
+        """
+
+    @abstractmethod
+    def targets(self, y: np.ndarray, classes: list[float] | None, dtype: np.dtype) -> np.ndarray:
+        """Return the y of ℓ(s, y) for labels ``y`` as an array of ``dtype``."""
+
+    @abstractmethod
+    def summed_loss(self, scores: np.ndarray, targets: np.ndarray) -> float:
+        """Return Σ ℓ in float64."""
+
+    @abstractmethod
+    def metrics(self, scores: np.ndarray, targets: np.ndarray) -> dict[str, float | None]:
+        """Return ``accuracy``, ``auc``, ``rmse`` and ``r2`` (None where one does not apply) in float64."""
+
+    @abstractmethod
+    def predictions(self, scores: np.ndarray, classes: list[float] | None) -> dict[str, np.ndarray]:
+        """Return what is predicted from scores (count,), by name; each (count,)."""
+
+    def loss_and_gradient(self, X: np.ndarray, y: np.ndarray, rows: np.ndarray, weights: np.ndarray,
+                          gradient: np.ndarray) -> float:
+        """Add the gradient of the summed loss of ``rows`` to ``gradient`` and return that sum."""
+        return glm.loss_and_gradient(self.loss, X, y, rows, weights, gradient)
+
+    def sequential_sgd(self, X: np.ndarray, y: np.ndarray, rows: np.ndarray, shift: np.ndarray, scale: np.ndarray,
+                       weights: np.ndarray, step_size: float, l2: float) -> float:
+        """Take one SGD step a row, in order; see `dml_hpc.kernels.glm.sequential_sgd`."""
+        kind = weights.dtype.type
+        return glm.sequential_sgd(self.loss, X, y, rows, shift, scale, weights, kind(step_size), kind(l2))

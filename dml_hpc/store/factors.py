@@ -1,0 +1,60 @@
+"""The factors of an SVD in an HDF5 file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from dml_hpc import __version__
+from dml_hpc.errors import UserError
+from dml_hpc.files import replaced_file
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A truncated SVD of a matrix of ``rows`` × features.
+
+    ``singular_values`` (k,), ``V`` (features, k) and ``relative_residuals`` (k,) are float64; a residual is
+    NaN where σ is zero to rounding. ``method`` names the algorithm, ``feature_names`` the rows of V.
+    """
+
+    singular_values: np.ndarray
+    V: np.ndarray
+    relative_residuals: np.ndarray
+    feature_names: list[str]
+    method: str
+    rows: int
+
+
+def write_factors(path: Path, factors: Factors) -> None:
+    """Write ``path`` on the calling rank alone, whole or not at all; what stood there is replaced.
+
+    The file holds the datasets ``singular_values``, ``V``, ``relative_residuals``, ``feature_names`` (UTF-8)
+    and the attributes ``method``, ``rows``, ``dml_hpc_version``. Raises `OSError` when it cannot be written.
+    """
+    with replaced_file(path) as partial, h5py.File(partial, "w") as file:
+        file["singular_values"] = factors.singular_values
+        file["V"] = factors.V
+        file["relative_residuals"] = factors.relative_residuals
+        file.create_dataset("feature_names", data=factors.feature_names, dtype=h5py.string_dtype(),
+                            shape=(len(factors.feature_names),))
+        file.attrs.update(method=factors.method, rows=factors.rows, dml_hpc_version=__version__)
+
+
+def read_factors(path: Path) -> Factors:
+    """Return the factors `write_factors` wrote; raises `UserError` when ``path`` is missing or holds none."""
+    if not path.is_file():
+        raise UserError(f"{path} is no file; `dml-hpc svd` writes factors")
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return Factors(file["singular_values"][()], file["V"][()], file["relative_residuals"][()],
+                           list(file["feature_names"].asstr()[()]), str(file.attrs["method"]),
+                           int(file.attrs["rows"]))
+    except (KeyError, AttributeError) as error:
+        raise UserError(f"{path} holds no factors ({str(error).splitlines()[0]}); "
+                        "`dml-hpc svd` writes them") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read as HDF5: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,67 @@
+"""What there is to train: an objective on a rank's rows of a data set, as every algorithm needs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dml_hpc.data.batches import Batches, Part
+from dml_hpc.data.dataset import Dataset
+from dml_hpc.objectives.objective import Objective
+from dml_hpc.objectives.scaling import Scaling
+
+
+@dataclass
+class Problem:
+    """Minimise mean ℓ(x·w + b, y) + ½·l2·‖w‖² over the rows of a data set; the intercept b is not penalised.
+
+    ``w`` weighs standardised features (see `Scaling`). ``arrays`` holds X (rows of the shard, features) and the
+    targets (rows of the shard,) of each shard that this rank reads, by shard number.
+    """
+
+    objective: Objective
+    batches: Batches
+    scaling: Scaling
+    arrays: dict[int, tuple[np.ndarray, np.ndarray]]
+    rows: int
+    features: int
+    l2: float
+    dtype: np.dtype
+
+    def loss_and_gradient(self, parts: list[Part], weights: np.ndarray, gradient: np.ndarray) -> float:
+        """Add the summed gradient of this rank's rows in a step to ``gradient``; return their summed loss.
+
+        ``weights`` are those for raw rows, and so is the gradient; both (features + 1,).
+        """
+        total = 0.0
+        for part in parts:
+            X, y = self.arrays[part.shard]
+            total += self.objective.loss_and_gradient(X, y, part.rows, weights, gradient)
+        return total
+
+
+def open_arrays(dataset: Dataset, batches: Batches, objective: Objective, classes: list[float] | None,
+                dtype: np.dtype) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Return X and targets of the shards this rank reads; X stays mapped where the kernels can use it as it is."""
+    arrays = {}
+    for number in batches.shards:
+        X, y = dataset.shard(number)
+        if X.dtype not in (np.float32, np.float64):
+            X = X.astype(dtype)
+        arrays[number] = X, objective.targets(y, classes, dtype)
+    return arrays
+
+
+def compile_kernels(problem: Problem, sequential: bool) -> None:
+    """Have the kernels of this problem compiled, or read from Numba's cache, by running them on no rows."""
+    X = np.empty((0, problem.features), next(iter(problem.arrays.values()))[0].dtype if problem.arrays
+                 else np.float32)
+    none = np.empty(0, problem.dtype)
+    weights = np.zeros(problem.features + 1, problem.dtype)
+    rows = np.empty(0, np.int64)
+    if sequential:
+        scaling = problem.scaling
+        problem.objective.sequential_sgd(X, none, rows, scaling.shift, scaling.scale, weights, 0.0, 0.0)
+    problem.objective.loss_and_gradient(X, none, rows, weights, weights.copy())
+    problem.batches.take(0, 0)

@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Every test, on nothing but Python: one process first, then under mpirun with 1, 2, 3 and 4 ranks.
+#   scripts/test.sh [--mpi mpich|openmpi] [--only-mpi] [-- PYTEST ARGUMENTS]
+# --only-mpi leaves out the tests that do not depend on the MPI library. Ends by itself whatever a test does,
+# and stops at the first run that fails.
+set -Eeuo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+cd "$root"
+
+usage() {
+    sed -n '2,5s/^# \{0,1\}//p' "$0"
+    exit "$1"
+}
+
+mpi=mpich
+only_mpi=
+while [ $# -gt 0 ]; do
+    case $1 in
+        --mpi) mpi=${2:-} && shift $(($# > 1)) ;;
+        --only-mpi) only_mpi=yes ;;
+        --) shift && break ;;
+        -h | --help) usage 0 ;;
+        *) usage 2 >&2 ;;
+    esac
+    shift
+done
+selected=$*
+case $mpi in mpich | openmpi) ;; *) usage 2 >&2 ;; esac
+
+# Each run gets this long. A hanging test is ended much sooner, with its stacks, by tests/conftest.py.
+limit_s=${DML_HPC_TEST_LIMIT_S:-900}
+
+# In the background and waited for, so that an interrupt reaches us at once and we can end the whole run.
+child=
+end_child() {
+    [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || true
+}
+trap end_child EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+# bounded COMMAND...: run a command; when it fails or takes too long, end and say which line to repeat.
+bounded() {
+    local status=0
+    printf '\n== %s\n' "$*"
+    set -m # else a background command would ignore interrupts, and so would all that the tests start
+    timeout -k 10 "$limit_s" "$@" </dev/null &
+    child=$!
+    set +m
+    wait "$child" || status=$?
+    child=
+    case $status in
+        0) return ;;
+        5) [ -z "$selected" ] || return 0 ;; # pytest: your arguments select nothing here
+        124 | 137) printf 'test.sh: ended after %s s\n' "$limit_s" >&2 ;;
+    esac
+    printf 'test.sh: failed with status %d on %s; to repeat:\n  (. scripts/environment.sh; prepare_mpi; %s %s)\n' \
+        "$status" "$mpi" "PATH=\$PWD/.venv-test-$mpi/bin:\$PATH" "$(printf '%q ' "$@")" >&2
+    exit "$status"
+}
+
+printf '== environment .venv-test-%s\n' "$mpi"
+make_environment "$root/.venv-test-$mpi" "$mpi,test"
+prepare_mpi
+export PYTHONUNBUFFERED=1
+
+# The tests marked `job` start ranks of their own, so what they show depends on the MPI library too.
+bounded python -m pytest tests/unit -q ${only_mpi:+-m job} "$@"
+for n in 1 2 3 4; do
+    bounded mpirun -n "$n" python -m pytest tests/mpi --with-mpi -q "$@"
+done
+printf '\n== all passed with %s\n' "$mpi"

@@ -1,0 +1,139 @@
+"""What all tests share: under mpirun, a test that fails on one rank ends the job at once, with its traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from dml_hpc.launch import launch
+
+RANK, SIZE, _ = launch()
+DEADLINE_S = 180
+"""A test that takes longer hangs: its stacks are printed and its process ends. DML_HPC_TEST_DEADLINE_S overrides."""
+
+# Tests of one process make no sense on several.
+collect_ignore = ["unit"] if SIZE > 1 else []
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep hold of the real stderr, which pytest captures during tests; let only rank 0 report progress."""
+    config.addinivalue_line("markers", "job: starts ranks of its own with mpirun; repeated with every MPI library")
+    global _stderr
+    _stderr = os.dup(2)
+    if RANK > 0:
+        # The reporter is replaced, not removed: other plugins ask for it.
+        config.pluginmanager.unregister(name="terminalreporter")
+        silent = pytest.TerminalReporter(config, open(os.devnull, "w"))  # noqa: SIM115 -- until the process ends
+        config.pluginmanager.register(silent, "terminalreporter")
+
+
+_stderr = 2
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    """End the job when a test, its set-up or its tear-down fails on this rank: the others may wait for it."""
+    report = yield
+    if report.failed and SIZE > 1:
+        _end_job(f"{report.nodeid} ({report.when})", report.longreprtext)
+    return report
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """End the job when a test file cannot be imported on this rank."""
+    if report.failed and SIZE > 1:
+        _end_job(f"collecting {report.nodeid}", report.longreprtext)
+
+
+def pytest_internalerror(excrepr: object) -> None:
+    """End the job when pytest or a plugin breaks on this rank."""
+    if SIZE > 1:
+        _end_job("pytest itself", str(excrepr))
+
+
+def _end_job(where: str, trace: str) -> NoReturn:
+    sys.stdout.flush()
+    os.write(_stderr, f"\nrank {RANK} of {SIZE} failed: {where}\n{trace}\n".encode())
+    _wait_until_read(_stderr)
+    from dml_hpc.mpi import world
+
+    world().Abort(1)
+    os._exit(1)
+
+
+def _wait_until_read(pipe: int, limit_s: float = 2.0) -> None:
+    """Return when the launcher has taken what was written: MPICH's drops what it finds unread at an abort."""
+    until_s = time.monotonic() + limit_s
+    unread = bytearray(4)
+    with contextlib.suppress(OSError):  # no pipe: nothing to lose
+        while time.monotonic() < until_s:
+            fcntl.ioctl(pipe, termios.FIONREAD, unread)
+            if not any(unread):
+                return
+            time.sleep(0.001)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Any:
+    """Give every test a deadline, kept by a thread that also ends a process stuck inside MPI."""
+    deadline_s = float(os.environ.get("DML_HPC_TEST_DEADLINE_S", DEADLINE_S))
+    if not item.config.getoption("usepdb"):
+        faulthandler.dump_traceback_later(deadline_s, exit=True, file=_stderr)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+Mpirun = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def mpirun() -> Iterator[Mpirun]:
+    """Return ``mpirun(n, *command, timeout_s=60, **environment)``: runs ``python *command`` on n ranks.
+
+    It takes the launcher beside this Python, else the one on PATH, and returns the completed process with its
+    output as text. When the time is up, the launcher and all its ranks are killed and ``TimeoutExpired`` raised.
+    """
+    beside = Path(sys.executable).with_name("mpirun")
+    launcher = str(beside) if beside.exists() else shutil.which("mpirun")
+    if launcher is None:
+        pytest.skip("there is no mpirun")
+
+    def run(n: int, *command: object, timeout_s: float = 60,
+            **environment: str) -> subprocess.CompletedProcess[str]:
+        line = [launcher, "-n", str(n), sys.executable, *map(str, command)]
+        process = subprocess.Popen(
+            line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, **_SETTINGS, **environment}, start_new_session=True)
+        try:
+            out, err = process.communicate(timeout=timeout_s)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, 9)
+                process.communicate()
+        return subprocess.CompletedProcess(line, process.returncode, out, err)
+
+    yield run
+
+
+# More ranks than cores, and root in a container: Open MPI wants to be told.
+_SETTINGS = {
+    "OMP_NUM_THREADS": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "OMPI_MCA_mpi_yield_when_idle": "1",
+    **({"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.getuid() == 0 else {}),
+}
