@@ -1,7 +1,8 @@
-"""Does this part of the machine work? One small function a part; whatever may crash or hang runs in its own process."""
+"""Does this part of the machine work? One function a part; what may crash has a process of its own."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -32,7 +33,7 @@ class Check(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a process ended: its exit code (None: it was killed when its time was up) and its output, stripped."""
+    """How a process ended: its exit code (None: killed when its time was up) and its output, stripped."""
 
     code: int | None
     out: str
@@ -42,7 +43,7 @@ class Outcome(NamedTuple):
     def reason(self) -> str:
         """Return why it failed, in one line."""
         if self.code is None:
-            return f"gave no answer in {TIMEOUT_S:.0f} s"
+            return "gave no answer in time"
         if self.code < 0:
             return f"died of {signal.Signals(-self.code).name}"
         lines = [line.strip() for line in (self.err or self.out).splitlines() if line.strip(" -*\t")]
@@ -54,20 +55,24 @@ class Outcome(NamedTuple):
 def call(command: list[str], timeout_s: float = TIMEOUT_S) -> Outcome:
     """Run a command as no part of any MPI job; it and its children are killed when the time is up."""
     # Doctor may itself have been started by mpirun: what it starts must not believe to be that rank.
-    ranks = re.compile(r"PMI_|PMIX_|MPI_LOCAL|OMPI_COMM_|OMPI_UNIVERSE|OMPI_FILE_|PRTE_LAUNCHED|HYDI?_|GFORKER_")
-    clean = {key: value for key, value in os.environ.items() if not ranks.match(key)}
+    clean = {key: value for key, value in os.environ.items() if not _OF_A_RANK.match(key)}
     try:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   text=True, errors="replace", env=clean, start_new_session=True)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, text=True, errors="replace", env=clean,
+                                   start_new_session=True)
     except OSError as error:
         return Outcome(127, "", f"{command[0]}: {error.strerror}")
     try:
         out, err = process.communicate(timeout=timeout_s)
         return Outcome(process.returncode, out.strip(), err.strip())
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         return Outcome(None, "", "")
+
+
+_OF_A_RANK = re.compile(r"PMI_|PMIX_|MPI_LOCAL|OMPI_(COMM|UNIVERSE|FILE)_|PRTE_LAUNCHED|HYDI?_|GFORKER_")
 
 
 def python(code: str) -> Outcome:
@@ -77,10 +82,7 @@ def python(code: str) -> Outcome:
 
 def check_python() -> Check:
     """Python itself."""
-    found = f"{sys.version.split()[0]} in {sys.prefix}"
-    if sys.version_info < (3, 10):
-        return Check("python", BROKEN, found, "install Python 3.10 or newer", required=True)
-    return Check("python", OK, found, required=True)
+    return Check("python", OK, f"{sys.version.split()[0]} in {sys.prefix}", required=True)
 
 
 def check_hdf5() -> Check:
@@ -166,18 +168,19 @@ def check_matplotlib() -> Check:
 
 def check_horovod() -> Check:
     """Horovod, for those who run it already."""
-    return _check_extra("horovod", "import horovod, horovod.torch as t; assert t.mpi_built(), 'built without MPI'; "
-                        "print(horovod.__version__)", "only for `--allreduce horovod`", "horovod")
+    return _check_extra("horovod", "import horovod, horovod.torch as t\n"
+                        "assert t.mpi_built(), 'built without MPI'\nprint(horovod.__version__)",
+                        "only for `--allreduce horovod`", "horovod")
 
 
 def check_gpu() -> Check:
     """An NVIDIA GPU, and CuPy to use it."""
     listed = call(["nvidia-smi", "-L"])
     if listed.code == 127:
-        return Check("gpu", ABSENT, "no nvidia-smi: no NVIDIA driver here", "nothing to do where there is no GPU")
+        return Check("gpu", ABSENT, "no nvidia-smi, so no NVIDIA driver", "none needed where there is no GPU")
     if listed.code != 0 or not listed.out:
-        return Check("gpu", BROKEN, f"nvidia-smi: {listed.reason}", "ask for a GPU (Slurm: --gres=gpu:1), or mend "
-                     "the driver")
+        return Check("gpu", BROKEN, f"nvidia-smi: {listed.reason}",
+                     "ask for a GPU (Slurm: --gres=gpu:1), or mend the driver")
     gpus = re.sub(r" \(UUID: [^)]*\)", "", ", ".join(re.findall(r"^GPU \d+: .*", listed.out, re.M)))
     version = re.search(r"CUDA Version: (\d+)", call(["nvidia-smi"]).out)
     install = f"pip install 'dml-hpc[cuda{'13' if version and int(version[1]) >= 13 else '12'}]'"
@@ -218,12 +221,13 @@ def check_cores() -> Check:
 def check_slurm() -> Check:
     """Slurm, and whether this shell is inside an allocation."""
     if shutil.which("srun") is None:
-        return Check("slurm", ABSENT, "no srun on PATH", "nothing to do on one machine; on a cluster load its module")
+        return Check("slurm", ABSENT, "no srun on PATH", "none needed on one machine; else load its module")
     job = os.environ.get("SLURM_JOB_ID")
     if job:
         return Check("slurm", OK, f"inside job {job}: {os.environ.get('SLURM_JOB_NUM_NODES', '?')} nodes, "
                      f"{os.environ.get('SLURM_NTASKS', '?')} tasks")
     answer = call(["sinfo", "--noheader", "--format=%P %D"], timeout_s=15)
     if answer.code != 0:
-        return Check("slurm", BROKEN, f"sinfo: {answer.reason}", "ask your site: srun is here, but Slurm does not answer")
+        return Check("slurm", BROKEN, f"sinfo: {answer.reason}",
+                     "ask your site: srun is here, but Slurm does not answer")
     return Check("slurm", OK, f"no job yet; partitions and their nodes: {', '.join(answer.out.splitlines())}")

@@ -1,4 +1,4 @@
-"""Do mpi4py, the MPI library and the launcher fit together? Asked in other processes: this one never starts MPI."""
+"""Do mpi4py, the MPI library and the launcher fit? Asked elsewhere: this process never starts MPI."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WITHOUT_LIBRARY = "not tried: no MPI library"
 
 
 class Library(NamedTuple):
-    """The MPI library that mpi4py binds, as a process that started it saw it; ``error`` says why there is none."""
+    """The MPI library that mpi4py binds, as a process that started it found it; ``error``: why there is none."""
 
     mpi4py: str = ""
     name: str = ""
@@ -34,8 +34,9 @@ os.environ.setdefault("MPICH_ABI_CHECK", "0")
 from mpi4py import MPI
 levels = {MPI.THREAD_SINGLE: "single", MPI.THREAD_FUNNELED: "funneled",
           MPI.THREAD_SERIALIZED: "serialized", MPI.THREAD_MULTIPLE: "multiple"}
-files = {line.split()[-1] for line in open("/proc/self/maps") if os.path.basename(line.split()[-1]).startswith("libmpi")}
-print(json.dumps([mpi4py.__version__, MPI.Get_library_version(), levels[MPI.Query_thread()], min(files, default="")]))
+mapped = {line.split()[-1] for line in open("/proc/self/maps")}
+file = min((path for path in mapped if os.path.basename(path).startswith("libmpi")), default="")
+print(json.dumps([mpi4py.__version__, MPI.Get_library_version(), levels[MPI.Query_thread()], file]))
 """)
     try:
         version, name, threads, file = json.loads(done.out.splitlines()[-1])
@@ -45,7 +46,7 @@ print(json.dumps([mpi4py.__version__, MPI.Get_library_version(), levels[MPI.Quer
 
 
 def _short(name: str) -> str:
-    """Return "MPICH 5.0.2" or "Open MPI 5.0.11" for what MPI_Get_library_version says, else its first line."""
+    """Return "MPICH 5.0.2" or "Open MPI 5.0.11" for what the library calls itself, else its first line."""
     known = re.search(r"(Open MPI|MPICH|Intel\(R\) MPI)\D*?([\d.]+)", name)
     return f"{known[1]} {known[2]}" if known else name.split("\n")[0].strip()
 
@@ -79,19 +80,20 @@ def check_launcher(library: Library) -> Check:
     if launcher is None:
         if shutil.which("srun"):
             return Check("launcher", OK, "srun; there is no mpirun on PATH", required=True)
-        return Check("launcher", ABSENT, f"no mpirun beside {sys.executable}, none on PATH", INSTALL, required=True)
+        return Check("launcher", ABSENT, f"no mpirun beside {sys.executable}, none on PATH", INSTALL,
+                     required=True)
     answer = call([launcher, "--version"], timeout_s=15)
     if answer.code != 0:
         return Check("launcher", BROKEN, f"{launcher}: {answer.reason}", INSTALL, required=True)
     family = _launcher_family(answer.out)
     if family and library.name and not _belongs(family, library.name):
-        return Check("launcher", BROKEN, f"{launcher} is {family}'s, but mpi4py binds {library.name}: it would start "
-                     "ranks that do not see each other", _matching(library), required=True)
+        return Check("launcher", BROKEN, f"{launcher} is {family}'s, but mpi4py binds {library.name}: "
+                     "it would start ranks that do not see each other", _matching(library), required=True)
     return Check("launcher", OK, f"{launcher} ({family or answer.out.splitlines()[0][:60]})", required=True)
 
 
 def _launcher_family(version: str) -> str:
-    """Return whose launcher says this of itself: "MPICH", "Open MPI 5" (with its major version), "Intel(R) MPI"."""
+    """Return whose launcher says this of itself, with its major version: "Open MPI 5"; or "MPICH"."""
     if "HYDRA" in version:
         return "MPICH"
     known = re.search(r"(Open MPI|Intel\(R\) MPI)\D*(\d+)", version)
@@ -124,15 +126,20 @@ def check_two_ranks(library: Library) -> Check:
         launcher = "srun"
     if launcher is None:
         return Check(name, ABSENT, "not tried: no launcher", INSTALL, required=True)
-    done = call([launcher, "-n", "2", sys.executable, "-c",
-                 "from dml_hpc.mpi import world; c = world(); print('rank', c.rank, c.size, c.allreduce(1))"])
+    done = call([launcher, "-n", "2", sys.executable, "-c", """
+import sys
+from dml_hpc.mpi import world
+comm = world()
+total = comm.allreduce(1)
+sys.stdout.write(f"rank {comm.rank} {comm.size} {total}\\n")  # in one piece: two ranks share the pipe
+"""])
     ranks = sorted(re.findall(r"rank (\d+) (\d+) (\d+)", done.out))
     if done.code == 0 and ranks == [("0", "2", "2"), ("1", "2", "2")]:
         return Check(name, OK, f"{launcher} started two that see each other", required=True)
     if "sees only one" in done.err or [rank[:2] for rank in ranks] == [("0", "1")] * 2:
-        fix = "srun --mpi=list, then srun --mpi=pmix (Open MPI) or --mpi=pmi2 (MPICH)" if launcher == "srun" else ""
+        fix = "srun --mpi=pmix (Open MPI) or --mpi=pmi2 (MPICH); srun --mpi=list names what there is"
         return Check(name, BROKEN, f"{launcher} started two processes that each believe to be alone",
-                     fix or _matching(library), required=True)
+                     fix if launcher == "srun" else _matching(library), required=True)
     return Check(name, BROKEN, f"{launcher}: {done.reason}", _advice(done), required=True)
 
 

@@ -12,12 +12,16 @@ from pathlib import Path
 from dml_hpc.errors import UserError
 
 
-def check_output(path: str | os.PathLike[str], overwrite: bool) -> Path:
-    """Return ``path`` when a run may write there, before the run spends any time.
+def check_output(path: str | os.PathLike[str], overwrite: bool, folder: bool = False) -> Path:
+    """Return ``path`` when a run may write a file (or, with ``folder``, a folder) there, before it spends any time.
 
-    Raises `UserError` when it exists and ``overwrite`` is false, or when its folder is missing or not writable.
+    Raises `UserError` when it exists and ``overwrite`` is false or it is not of that kind, or when the folder it is
+    to be in is missing or not writable.
     """
     path = Path(path)
+    if path.exists() and path.is_dir() != folder:
+        raise UserError(f"{path} is a {'file' if folder else 'folder'}, a {'folder' if folder else 'file'} is to be "
+                        "written there; choose another -o")
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists; give --overwrite to replace it, or another -o")
     parent = path.absolute().parent
@@ -30,9 +34,7 @@ def check_output(path: str | os.PathLike[str], overwrite: bool) -> Path:
 
 @contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it takes ``path``'s place at once, on failure it is removed."""
-    if path.is_dir():
-        raise UserError(f"{path} is a folder, a file is to be written there; choose another -o")
+    """Yield a temporary path beside ``path``; on success it takes ``path``'s place at once, else it is removed."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.absolute().parent)
     os.close(handle)
     partial = Path(name)
@@ -53,8 +55,6 @@ def replaced_folder(path: Path) -> Iterator[Path]:
 
     What stood at ``path`` stays until the new folder is complete.
     """
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file, a folder is to be written there; choose another -o")
     parent = path.absolute().parent
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=parent))
     try:

@@ -32,3 +32,22 @@ def launch() -> Launch:
         if rank.isdigit() and size.isdigit() and (not rank_key.startswith("SLURM") or in_step):
             return Launch(int(rank), int(size), launcher)
     return Launch(0, 1, "")
+
+
+_LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE")
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def share_cores() -> None:
+    """Give BLAS this rank's share of the node's cores, unless the user has said how many threads it may start.
+
+    Left alone, every rank's BLAS starts a thread on every core, and they get in each other's way. Call it before
+    NumPy is imported: libraries read these variables once.
+    """
+    ranks = next((int(os.environ[key]) for key in _LOCAL_SIZES if os.environ.get(key, "").isdigit()), 1)
+    own = len(os.sched_getaffinity(0))
+    # A launcher that binds ranks to cores has divided them already.
+    threads = own if own < (os.cpu_count() or own) else max(1, own // max(ranks, 1))
+    if not any(key in os.environ for key in _THREADS):
+        for key in _THREADS:
+            os.environ[key] = str(threads)

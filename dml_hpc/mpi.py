@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dml_hpc.errors import EXIT_JOB, EXIT_USER, AgreedError, JobError, UserError
-from dml_hpc.launch import launch
+from dml_hpc.launch import launch, share_cores
 from dml_hpc.supervise import last_word, supervised
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def guarded(body: Callable[[Intracomm], int]) -> int:
     """
     place = launch()
     if place.size > 1:
+        share_cores()
         return supervised(lambda: _run(body), place)
     return _run(body)
 
@@ -146,7 +147,7 @@ def gather_rows(comm: Intracomm, rows: np.ndarray) -> np.ndarray:
     """Collective: return on rank 0 all ranks' ``rows`` (count,) one after the other; on others an empty array."""
     import numpy as np
 
-    counts = comm.gather(len(rows))
+    counts = comm.gather(len(rows)) or []
     if comm.rank > 0:
         comm.Send(rows, 0)
         return rows[:0]

@@ -7,10 +7,14 @@ and leaves with a non-zero status, on which the launcher ends the job.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import signal
 import sys
+import termios
 import threading
+import time
 from collections.abc import Callable
 
 from dml_hpc.errors import EXIT_JOB
@@ -56,11 +60,10 @@ def supervised(work: Callable[[], int], place: Launch) -> int:
     _, status = os.waitpid(child, 0)
     finished = os.read(word_read, 1) == _FINISHED
     if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        if number not in told:
-            _name(place, child, f"was killed by signal {number} ({signal.Signals(number).name})"
-                  + _HINTS.get(number, ""))
-        code = 128 + number
+        killer = os.WTERMSIG(status)
+        if killer not in told:
+            _name(place, child, f"was killed by signal {killer} ({signal.Signals(killer).name})" + _HINTS.get(killer, ""))
+        code = 128 + killer
     else:
         code = os.WEXITSTATUS(status)
         if not finished and not told and code != _SUPERVISOR_DIED:
@@ -78,21 +81,35 @@ def last_word() -> None:
     """Tell the supervisor that this rank has said all there is to say: how it ends now needs no comment."""
     sys.stdout.flush()
     sys.stderr.flush()
+    wait_until_read(2)
     if _word_write is not None:
         os.write(_word_write, _FINISHED)
 
 
-_HINTS = {
+_HINTS: dict[int, str] = {
     signal.SIGKILL: ": by hand (kill -9), by the out-of-memory killer (dmesg tells) or by the job's memory limit",
     signal.SIGSEGV: ": a crash in compiled code",
     signal.SIGBUS: ": a mapped file was cut short, or /dev/shm is full",
 }
 
 
+def wait_until_read(pipe: int, limit_s: float = 2.0) -> None:
+    """Return when the launcher has taken what was written to it, as it may drop what it finds unread at an abort."""
+    until_s = time.monotonic() + limit_s
+    unread = bytearray(4)
+    with contextlib.suppress(OSError):  # no pipe: nothing to lose
+        while time.monotonic() < until_s:
+            fcntl.ioctl(pipe, termios.FIONREAD, unread)
+            if not any(unread):
+                return
+            time.sleep(0.001)
+
+
 def _name(place: Launch, process: int, what: str) -> None:
     line = (f"dml-hpc: rank {place.rank} of {place.size} (process {process} on {os.uname().nodename}) {what}; "
             "the job ends\n")
     os.write(2, line.encode())
+    wait_until_read(2)
 
 
 def _end_with_supervisor(alive_read: int, place: Launch) -> None:

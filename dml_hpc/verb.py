@@ -110,7 +110,8 @@ def _all_verbs(command: click.Command, prefix: str = "") -> set[str]:
 
 
 _COMMON = [
-    option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line, and nothing else, on stdout."),
+    option("--json", "as_json", is_flag=True,
+           help="Print one JSON object as the last line, and nothing else, on stdout."),
     option("--record", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
            help="Append one JSON line about this run to FILE."),
     option("--config", type=click.Path(path_type=Path), metavar="FILE.toml", is_eager=True, expose_value=False,

@@ -2,9 +2,9 @@
 
     python scripts/flights_table.py FLIGHTS.csv.zip TABLE.csv
 
-One row a flight: carrier, origin, dest, hour, month, weekday (0 is Monday), distance (miles), dep_delay (minutes)
-and the label ``late``: 1 when it arrived more than 15 minutes late, 0 when not, empty when it was cancelled or
-diverted.
+One row a flight: carrier, origin, dest, hour, month, weekday (0 is Monday), distance (miles), dep_delay
+(minutes) and the label ``late``: 1 when it arrived more than 15 minutes late, 0 when not, empty when it was
+cancelled or diverted.
 """
 
 from __future__ import annotations

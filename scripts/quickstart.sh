@@ -39,7 +39,7 @@ stage "importing them into HDF5 shards" "one flight in five held out"
 
 stage "training on 2 ranks" "logistic regression, ring all-reduce"
 mpirun -n 2 dml-hpc train "$here/flights/train" -o "$model" --overwrite --objective logistic \
-    --algorithm sync --allreduce ring --epochs 10 --seed 1 --progress --record "$record"
+    --algorithm sync --allreduce ring --epochs 20 --step-size 0.5 --seed 1 --progress --record "$record"
 
 stage "evaluating on the held-out flights"
 mpirun -n 2 dml-hpc evaluate "$model" "$here/flights/test" --record "$record"

@@ -1,16 +1,12 @@
-"""What all tests share: under mpirun, a test that fails on one rank ends the job at once, with its traceback."""
+"""What all tests share: under mpirun, a failure on one rank ends the job, and its traceback is seen."""
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
-import fcntl
 import os
 import shutil
 import subprocess
 import sys
-import termios
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,10 +14,11 @@ from typing import Any, NoReturn
 import pytest
 
 from dml_hpc.launch import launch
+from dml_hpc.supervise import wait_until_read
 
 RANK, SIZE, _ = launch()
 DEADLINE_S = 180
-"""A test that takes longer hangs: its stacks are printed and its process ends. DML_HPC_TEST_DEADLINE_S overrides."""
+"""A test that takes longer hangs: its stacks are printed, and it ends. DML_HPC_TEST_DEADLINE_S overrides it."""
 
 # Tests of one process make no sense on several.
 collect_ignore = ["unit"] if SIZE > 1 else []
@@ -30,9 +27,9 @@ collect_ignore = ["unit"] if SIZE > 1 else []
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Keep hold of the real stderr, which pytest captures during tests; let only rank 0 report progress."""
-    config.addinivalue_line("markers", "job: starts ranks of its own with mpirun; repeated with every MPI library")
+    config.addinivalue_line("markers", "job: starts ranks of its own with mpirun; repeated with every MPI")
     global _stderr
-    _stderr = os.dup(2)
+    _stderr = os.dup(2)  # during tests, 2 is pytest's
     if RANK > 0:
         # The reporter is replaced, not removed: other plugins ask for it.
         config.pluginmanager.unregister(name="terminalreporter")
@@ -67,23 +64,11 @@ def pytest_internalerror(excrepr: object) -> None:
 def _end_job(where: str, trace: str) -> NoReturn:
     sys.stdout.flush()
     os.write(_stderr, f"\nrank {RANK} of {SIZE} failed: {where}\n{trace}\n".encode())
-    _wait_until_read(_stderr)
+    wait_until_read(_stderr)
     from dml_hpc.mpi import world
 
     world().Abort(1)
     os._exit(1)
-
-
-def _wait_until_read(pipe: int, limit_s: float = 2.0) -> None:
-    """Return when the launcher has taken what was written: MPICH's drops what it finds unread at an abort."""
-    until_s = time.monotonic() + limit_s
-    unread = bytearray(4)
-    with contextlib.suppress(OSError):  # no pipe: nothing to lose
-        while time.monotonic() < until_s:
-            fcntl.ioctl(pipe, termios.FIONREAD, unread)
-            if not any(unread):
-                return
-            time.sleep(0.001)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -106,7 +91,7 @@ def mpirun() -> Iterator[Mpirun]:
     """Return ``mpirun(n, *command, timeout_s=60, **environment)``: runs ``python *command`` on n ranks.
 
     It takes the launcher beside this Python, else the one on PATH, and returns the completed process with its
-    output as text. When the time is up, the launcher and all its ranks are killed and ``TimeoutExpired`` raised.
+    output as text. When the time is up, the launcher and its ranks are killed and ``TimeoutExpired`` raised.
     """
     beside = Path(sys.executable).with_name("mpirun")
     launcher = str(beside) if beside.exists() else shutil.which("mpirun")

@@ -3,66 +3,75 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from dml_hpc.mpi import agreed
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
 
 class Clock:
-    """Splits the time of a loop whose steps read, compute, and meet the other ranks in one collective.
+    """Adds up this rank's seconds, by what they went to, in ``seconds``.
 
-    Waiting is told from communicating without a barrier: the rank that arrives last at a collective waits for
-    nobody, so the shortest time any rank spends in it is communication, and what a rank spends beyond that is
-    waiting for a slower one.
+    For loops: `start`, then `lap` after each phase of a step and `meet` after its one collective, and `settle`
+    once for many steps. For longer stretches: `phase` around them. ``most_meetings`` bounds the collectives
+    between two calls of `settle`.
     """
 
-    def __init__(self, steps_per_epoch: int):
-        self.read_s = 0.0
-        self.compute_s = 0.0
-        self.communicate_s = 0.0
-        self.wait_s = 0.0
-        self._meetings = np.zeros(steps_per_epoch)
+    def __init__(self, most_meetings: int = 0) -> None:
+        self.seconds = {"read": 0.0, "compute": 0.0, "communicate": 0.0, "wait": 0.0}
+        self._meetings = np.zeros(most_meetings)
         self._met = 0
         self._mark = time.perf_counter()
 
     def start(self) -> None:
-        """Begin: what has passed since the last mark belongs to nobody."""
+        """Set the mark: what has passed since the last one belongs to nobody."""
         self._mark = time.perf_counter()
 
-    def read(self) -> None:
-        """Count the time since the last mark as reading."""
+    def lap(self, phase: str) -> None:
+        """Count the time since the mark as ``phase`` and set the mark."""
         now = time.perf_counter()
-        self.read_s += now - self._mark
-        self._mark = now
-
-    def compute(self) -> None:
-        """Count the time since the last mark as computing."""
-        now = time.perf_counter()
-        self.compute_s += now - self._mark
+        self.seconds[phase] += now - self._mark
         self._mark = now
 
     def meet(self) -> None:
-        """Count the time since the last mark as this step's collective."""
+        """Keep the time since the mark as that of a collective, for `settle`, and set the mark."""
         now = time.perf_counter()
         self._meetings[self._met] = now - self._mark
         self._met += 1
         self._mark = now
 
     def settle(self, comm: Intracomm) -> None:
-        """Collective, at the end of an epoch: divide the time in its collectives into communicating and waiting."""
+        """Collective: divide the time of the collectives met since the last call into communicating and waiting.
+
+        No barrier is needed to tell them apart: the rank that arrives last at a collective waits for nobody, so
+        the shortest time that any rank spends in it is communication, and the rest is waiting for a slower rank.
+        """
         from mpi4py import MPI
 
         own = self._meetings[:self._met]
         shortest = np.empty_like(own)
         comm.Allreduce(own, shortest, MPI.MIN)
-        self.communicate_s += float(shortest.sum())
-        self.wait_s += float((own - shortest).sum())
+        self.seconds["communicate"] += float(shortest.sum())
+        self.seconds["wait"] += float((own - shortest).sum())
         self._met = 0
 
-    def split(self) -> dict[str, float]:
-        """Return the seconds so far, by what they went to."""
-        return {"read": self.read_s, "compute": self.compute_s, "communicate": self.communicate_s,
-                "wait": self.wait_s}
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the block's time as ``name``."""
+        started = time.perf_counter()
+        yield
+        self.seconds[name] += time.perf_counter() - started
+
+    @contextmanager
+    def agreed(self, comm: Intracomm) -> Iterator[None]:
+        """`dml_hpc.mpi.agreed`, with the time from this rank's end of the block to the last rank's as waiting."""
+        with agreed(comm):
+            yield
+            done = time.perf_counter()
+        self.seconds["wait"] += time.perf_counter() - done

@@ -16,16 +16,17 @@ def run(console: Console, sources: Sequence[Path], output: Path, label: str, cat
     """Import ``sources`` into the folder ``output``; see `import_table` for the arguments and the result."""
     from dml_hpc.data.importing import import_table
 
-    check_output(output, overwrite)
+    check_output(output, overwrite, folder=True)
     result = import_table(sources, output, label=label, categorical=categorical, numeric=numeric, drop=drop,
                           holdout=holdout, seed=seed, shards=shards, dtype=dtype, like=like, console=console)
     unseen = result["unseen_categories"]
-    console.say(f"read {result['rows_read']:,} rows, dropped {result['rows_without_label']:,} without '{label}', "
-                f"wrote {result['rows']:,} with {result['features']:,} features "
-                f"({result['missing_values']:,} missing values filled"
-                + (f", {unseen:,} of unknown category)" if unseen else ")"))
+    console.say(f"read {result['rows_read']:,} rows, dropped {result['rows_without_label']:,} without "
+                f"'{label}', wrote {result['rows']:,}")
+    console.say(f"{result['features']:,} features; {result['missing_values']:,} missing values filled"
+                + (f"; {unseen:,} values of unknown category" if unseen else ""))
     parts = {"train": result["train_rows"], "test": result["test_rows"]} if holdout else {"": result["rows"]}
+    files = "1 shard" if shards == 1 else f"{shards} shards"
     for part, rows in parts.items():
-        console.say(f"{output / part}: {rows:,} rows in {shards} {'shard' if shards == 1 else 'shards'} of {dtype}")
+        console.say(f"{output / part}: {rows:,} rows in {files} of {dtype}")
     console.say(f"took {result['work_s']:.1f} s")
     return result

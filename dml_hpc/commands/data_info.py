@@ -19,7 +19,8 @@ def run(console: Console, data: Path) -> dict[str, Any]:
     """Describe the data set in the folder ``data``.
 
     Returns ``rows``, ``features``, ``nonzeros``, ``shards``, ``dtype``, ``problems`` (list of {file, where,
-    problem}), ``label`` and ``columns`` as the manifest has them, the label with the ``counts`` of its values.
+    problem}), ``label`` and ``columns`` as the manifest has them, the label with the ``counts`` of its values
+    (None: too many to count).
     """
     from dml_hpc.data.dataset import examine, open_dataset
 
@@ -36,8 +37,9 @@ def run(console: Console, data: Path) -> dict[str, Any]:
 
 def _print(console: Console, data: Path, manifest: Manifest, found: Examination) -> None:
     label, cells = manifest.label, manifest.rows * manifest.features
-    console.say(f"{data}: {manifest.rows:,} rows × {manifest.features:,} features, {manifest.kind} {manifest.dtype}, "
-                f"{len(manifest.shards)} shards, {manifest.nonzeros / max(cells, 1):.1%} of the entries not zero")
+    console.say(f"{data}: {manifest.rows:,} rows × {manifest.features:,} features, {manifest.kind} "
+                f"{manifest.dtype}, {len(manifest.shards)} shards, "
+                f"{manifest.nonzeros / max(cells, 1):.1%} of the entries not zero")
     console.say(f"label '{label.name}', {label.missing:,} rows without it dropped"
                 + ("" if found.counts else "; too many values to list"))
     for value, count in list((found.counts or {}).items())[:MOST_LINES]:
@@ -47,14 +49,15 @@ def _print(console: Console, data: Path, manifest: Manifest, found: Examination)
     console.say()
     lines, first = [], 0
     for column in manifest.columns:
-        figures = ("", "", "", "")
+        figures = []
         if column.categories is None:
-            figures = tuple(f"{part[first]:.6g}" for part in (  # type: ignore[assignment]
-                manifest.mean, manifest.deviation, manifest.minimum, manifest.maximum))
+            lists = (manifest.mean, manifest.deviation, manifest.minimum, manifest.maximum)
+            figures = [f"{per_feature[first]:.6g}" for per_feature in lists]
         features = 1 if column.categories is None else len(column.categories)
-        lines.append((column.name, column.kind, features, f"{column.missing:,}", *figures))
+        lines.append((column.name, column.kind, features, f"{column.missing:,}", *(figures or [""] * 4)))
         first += features
-    console.table(("column", "kind", "features", "missing", "mean", "deviation", "min", "max"), lines[:MOST_LINES])
+    header = ("column", "kind", "features", "missing", "mean", "deviation", "min", "max")
+    console.table(header, lines[:MOST_LINES])
     if len(lines) > MOST_LINES:
         console.say(f"… and {len(lines) - MOST_LINES} more")
     for problem in found.problems:

@@ -21,8 +21,8 @@ _OF_THE_REST = (checks.check_hdf5, checks.check_locking, checks.check_numba, che
 def run(console: Console) -> dict[str, Any]:
     """Check all parts of the machine, print a table, and return ``checks`` and ``exit_code``.
 
-    ``checks`` is a list of ``{name, status, detail, fix, required}``; ``exit_code`` is 1 when a required part is
-    absent or broken, else 0. Never starts MPI in this process, and never raises for what a check does.
+    ``checks`` is a list of ``{name, status, detail, fix, required}``; ``exit_code`` is 1 when a required part
+    is absent or broken, else 0. Never starts MPI in this process, and never raises for what a check does.
     """
     found = _all_checks()
     width = max(len(check.name) for check in found)

@@ -93,7 +93,7 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
     digest = _same_everywhere(comm, raw)
 
     examples = round(dataset.rows * all_steps / batches.steps)
-    splits = comm.allgather({**clock.split(), "rows": batches.count, "work_s": work_s, "bytes_sent": bytes_sent})
+    splits = comm.allgather({**clock.seconds, "rows": batches.count, "work_s": work_s, "bytes_sent": bytes_sent})
     work_s = max(split["work_s"] for split in splits)
     result = {
         "objective": objective, "algorithm": algorithm, "allreduce": allreduce, "device": "cpu",

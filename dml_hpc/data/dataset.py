@@ -69,7 +69,7 @@ def open_dataset(path: Path) -> Dataset:
 
 
 class Examination(NamedTuple):
-    """What opening every shard showed: ``problems`` as {file, where, problem}, and how often each label value occurs.
+    """What opening every shard showed: ``problems`` as {file, where, problem}, ``counts`` by label value.
 
     ``counts`` covers the shards that opened; it is None when the label has too many values to be counted.
     """
@@ -79,7 +79,7 @@ class Examination(NamedTuple):
 
 
 def examine(dataset: Dataset) -> Examination:
-    """Open every shard and read its labels, not its ``X``; what is missing or misshapen is reported, not raised."""
+    """Open every shard and read its labels, not its ``X``; what is missing or misshapen is reported."""
     problems: list[dict[str, str]] = []
     values = dataset.manifest.label.values
     counts = dict.fromkeys(values, 0) if values is not None else None

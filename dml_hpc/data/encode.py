@@ -1,10 +1,11 @@
-"""From source columns to features: one-hot categories, statistics in one pass, rows of numbers. Pure: no files, no ranks."""
+"""From source columns to features: one-hot categories, statistics in one pass, rows of numbers. Pure."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,8 +29,8 @@ def ordered(words: Iterable[str]) -> list[str]:
 class Moments:
     """Count, mean, sum of squared deviations, least and greatest of k columns, batch by batch.
 
-    Each is (k,), float64. Batches are merged pairwise, which loses no digits however far the mean is from zero
-    (Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979).
+    Each is (k,), float64. Batches are merged pairwise, which loses no digits however far the mean is from
+    zero (Chan, Golub and LeVeque, "Updating Formulae … for Computing Sample Variances", 1979).
     """
 
     def __init__(self, columns: int):
@@ -63,8 +64,8 @@ class Moments:
 class Survey:
     """What the rows of one part (training or held out) hold in the feature columns.
 
-    ``words`` counts every category, ``missing`` the rows without a value and ``unseen`` those whose category is
-    not among ``known`` (category lists by column, when they are given from elsewhere), by column name.
+    ``words`` counts every category, ``missing`` the rows without a value and ``unseen`` those whose category
+    is not among ``known`` (category lists by column, when they are given from elsewhere), by column name.
     """
 
     def __init__(self, numeric: Sequence[str], categorical: Sequence[str],
@@ -82,7 +83,9 @@ class Survey:
         self.rows += len(rows)
         values = np.empty((len(self.numeric), len(rows)))
         for i, name in enumerate(self.numeric):
-            np.take(chunk[name], rows, out=values[i])
+            column = chunk[name]
+            assert not isinstance(column, Words)
+            np.take(column, rows, out=values[i])
             self.missing[name] += int(np.isnan(values[i]).sum())
         self.moments.add(values)
         for name, total in self.words.items():
@@ -97,12 +100,12 @@ class Survey:
                 elif count:
                     total[word] += count
             if len(total) > MOST_CATEGORIES and self._known is None:
-                raise UserError(f"column '{name}' has more than {MOST_CATEGORIES:,} different values, too many to be "
-                                f"categories; leave it out (--drop)")
+                raise UserError(f"column '{name}' has more than {MOST_CATEGORIES:,} different values, "
+                                f"too many to be categories; leave it out (--drop)")
 
 
 class Encoder:
-    """Turns columns into features: a numeric column is one, a categorical column one a category (``name=value``).
+    """Turns columns into features: one for a numeric column, one a category (``name=value``) for the others.
 
     ``fill`` holds, by column name, what a missing numeric value becomes.
     """
@@ -125,9 +128,9 @@ class Encoder:
                         for column, first in zip(self.columns, self.first, strict=True)]
 
     def prepare(self, chunk: Chunk) -> list[np.ndarray]:
-        """Return a (rows,) array a column: its values, filled (float64), or the number of the feature that is 1.
+        """Return a (rows,) array a column: float64 values, filled; or int64, which of the features is 1.
 
-        The latter is int64, -1 where the category is missing or unknown.
+        The latter is -1 where the category is missing or unknown.
         """
         prepared = []
         for column, places in zip(self.columns, self._places, strict=True):
@@ -152,12 +155,12 @@ class Encoder:
                 known = values >= 0
                 flat[(starts + values)[known]] = 1
 
-    def statistics(self, survey: Survey) -> dict[str, list[float]]:
+    def statistics(self, survey: Survey) -> dict[str, list[Any]]:
         """Return the manifest's per-feature lists for a part: of its features as they are written, filled.
 
-        ``mean``, ``deviation`` (of the population), ``minimum``, ``maximum``, ``missing``; all 0 without rows.
+        ``mean``, ``deviation`` (population), ``minimum``, ``maximum``, ``missing``; all 0 without rows.
         """
-        numeric = {name: figures for name, *figures in zip(survey.numeric, *self._filled(survey), strict=True)}
+        numeric = dict(zip(survey.numeric, zip(*self._filled(survey), strict=True), strict=True))
         table: list[list[float]] = []
         rows = max(survey.rows, 1)
         for column in self.columns:
@@ -177,10 +180,12 @@ class Encoder:
         gaps = np.array([survey.missing[name] for name in survey.numeric], np.float64)
         whole, seen = Moments(len(fill)), survey.moments
         whole.merge(seen.count, seen.mean, seen.squares, seen.minimum, seen.maximum)
-        whole.merge(gaps, fill, np.zeros(len(fill)), np.where(gaps > 0, fill, np.inf), np.where(gaps > 0, fill, -np.inf))
+        whole.merge(gaps, fill, np.zeros(len(fill)),
+                    np.where(gaps > 0, fill, np.inf), np.where(gaps > 0, fill, -np.inf))
         deviation = np.sqrt(whole.squares / np.maximum(whole.count, 1))
         empty = whole.count == 0
-        return tuple(np.where(empty, 0, figure) for figure in (whole.mean, deviation, whole.minimum, whole.maximum))
+        figures = (whole.mean, deviation, whole.minimum, whole.maximum)
+        return tuple(np.where(empty, 0, figure) for figure in figures)
 
 
 class LabelSurvey:
@@ -192,11 +197,12 @@ class LabelSurvey:
         self.largest = 0.0
 
     def add(self, column: np.ndarray | Words, rows: np.ndarray) -> None:
-        """Count the label of the given rows in, none of which is missing. Raises `UserError` for too many words."""
+        """Count the label of the given rows in, none missing. Raises `UserError` for too many words."""
         if isinstance(column, Words):
             self.words.update(column.words[code] for code in np.unique(column.codes[rows]))
             if len(self.words) > MOST_CATEGORIES:
-                raise UserError(f"the label has more than {MOST_CATEGORIES:,} different words; choose another --label")
+                raise UserError(f"the label has more than {MOST_CATEGORIES:,} different words; "
+                                f"choose another --label")
         elif len(rows):
             values = np.unique(column[rows])
             self.largest = max(self.largest, float(np.abs(values).max()))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dml_hpc.console import Console
+from dml_hpc.console import Console, Progress
 from dml_hpc.data.encode import Encoder, LabelSurvey, Survey, ordered
 from dml_hpc.data.manifest import FILE as MANIFEST
 from dml_hpc.data.manifest import MOST_VALUES, Column, Label, Manifest, ShardEntry, read_manifest
@@ -26,23 +26,23 @@ BLOCK_BYTES = 4 << 20
 
 
 class _Plan(NamedTuple):
-    """What is read, and what was settled before any row was: by the options, or by another data set."""
+    """What is read, and what is settled before any row is: by the options, or by another data set."""
 
     table: Table
     columns: list[Column]
     label: str
     label_is_word: bool
-    label_names: list[str] | None
-    fill: dict[str, float] | None
+    label_names: list[str] | None = None
+    fill: dict[str, float] | None = None
     """None: the means of the training rows."""
-    holdout: float
-    seed: int
+    holdout: float = 0.0
+    seed: int = 0
 
-    def passes(self, bar: Any) -> Iterator[tuple[Chunk, int, list[np.ndarray]]]:
-        """Yield (chunk, its rows, [numbers of the training rows, of the held-out rows]); unlabelled rows are in neither.
+    def passes(self, bar: Progress) -> Iterator[tuple[Chunk, int, list[np.ndarray]]]:
+        """Yield (chunk, its rows, [places of the training rows, of the held-out rows]); none without a label.
 
-        Row i of those with a label is held out when the i-th double of the seeded stream is below ``holdout``: it
-        depends neither on the chunks nor on the pass.
+        Row i of those with a label is held out when the i-th double of the seeded stream is below
+        ``holdout``, whatever the chunks, in either pass.
         """
         numeric = {column.name: column.kind == "numeric" for column in self.columns}
         numeric[self.label] = not self.label_is_word
@@ -74,52 +74,48 @@ def import_table(sources: Sequence[Path], output: Path, *, label: str, categoric
                  console: Console | None = None) -> dict[str, Any]:
     """Import the rows of ``sources`` (see `open_table`) into ``output``, a new data set of ``shards`` files.
 
-    Features are the columns ``categorical`` (one-hot) and ``numeric``; when neither is given, every column but
-    ``label`` and ``drop``, text as categorical, numbers and booleans as numeric. They keep the table's order. With
-    ``like``, another data set, columns, categories, label words and fill values are taken from its manifest, so
-    that a model trained on it fits. Rows without a label are dropped. A label of words or booleans becomes
-    0, 1, … in sorted order. With ``holdout`` above 0 that share of the rows goes to ``output/test``, the others to
-    ``output/train``, each a data set; a missing number becomes the mean of the training rows in both.
+    Features are the columns ``categorical`` (one-hot) and ``numeric``; when neither is given, every column
+    but ``label`` and ``drop``, text as categorical, numbers and booleans as numeric. They keep the table's
+    order. With ``like``, another data set, columns, categories, label words and fill values come from its
+    manifest, so that a model trained on it fits. Rows without a label are dropped. A label of words or
+    booleans becomes 0, 1, … in sorted order. With ``holdout`` above 0 that share of the rows goes to
+    ``output/test``, the others to ``output/train``, each a data set; a missing number becomes the mean of the
+    training rows.
 
-    ``output`` appears when it is complete; what stood there is replaced. Memory does not grow with the rows.
-    Returns ``rows``, ``rows_read``, ``rows_without_label``, ``features``, ``shards``, ``output``, ``train_rows``,
-    ``test_rows`` (both None without ``holdout``), ``missing_values``, ``unseen_categories`` and ``work_s``.
-    Raises `UserError` for every input that does not fit.
+    ``output`` appears when it is complete; a data set that stood there is replaced. Memory does not grow with
+    the rows. Returns ``rows``, ``rows_read``, ``rows_without_label``, ``features``, ``shards``, ``output``,
+    ``train_rows``, ``test_rows`` (None without ``holdout``), ``missing_values``, ``unseen_categories`` and
+    ``work_s``. Raises `UserError` for every input that does not fit.
     """
     started = time.perf_counter()
-    console = console or Console(progress=False)
     if not 0 <= holdout < 1 or seed < 0 or shards < 1 or dtype not in ("float16", "float32", "float64"):
-        raise UserError(f"--holdout is a share from 0 to below 1, --seed at least 0, --shards at least 1, --dtype float16, "
-                        f"float32 or float64; got {holdout}, {seed}, {shards}, {dtype}")
+        raise UserError(f"--holdout is a share from 0 to below 1, --seed at least 0, --shards at least 1, "
+                        f"--dtype float16, float32 or float64; got {holdout}, {seed}, {shards}, {dtype}")
     _check_replaceable(output)
     table = open_table(sources)
     if like is None:
-        plan = _plan(table, label, categorical, numeric, drop)._replace(holdout=holdout, seed=seed)
+        plan = _plan(table, label, categorical, numeric, drop)
     elif categorical or numeric or drop:
-        raise UserError(f"--like takes the columns from {like}; leave --categorical, --numeric and --drop out")
+        raise UserError(f"--like takes the columns from {like}: leave out --categorical, --numeric, --drop")
     else:
-        plan = _plan_like(table, label, like)._replace(holdout=holdout, seed=seed)
-    bar = console.bar(2 * table.bytes, "importing")
+        plan = _plan_like(table, label, like)
+    plan = plan._replace(holdout=holdout, seed=seed)
+    bar = (console or Console(progress=False)).bar(2 * table.bytes, "importing")
     found = _survey(plan, bar)
     encoder = _encoder(plan, found)
     names = _label_names(plan, found, like)
-    statistics = [encoder.statistics(part) for part in found.parts]
-    _check_range(encoder, statistics, found.label.largest, dtype)
+    _check_range(encoder, found, dtype)
     with replaced_folder(output) as folder:
         folders = [folder / "train", folder / "test"] if holdout else [folder]
-        series = _write(plan, encoder, names, [part.rows for part in found.parts], folders, shards, dtype, bar)
-        for i, (part, entries) in enumerate(zip(found.parts, series, strict=True)):
-            source = {
-                "files": [str(path) for path in sources], "rows_read": found.rows_read,
-                "part": folders[i].name if holdout else "all", "holdout": holdout, "seed": seed,
-                "fill": encoder.fill, "fill_from": f"the data set {like}" if like else "the means of the training rows",
-                "unseen": part.unseen}
-            Manifest(
-                kind="dense", dtype=dtype, rows=part.rows, features=len(encoder.names),
-                nonzeros=sum(entry.nonzeros for entry in entries), feature_names=encoder.names,
-                numeric=encoder.numeric, **statistics[i], shards=entries, source=source,
-                columns=[dataclasses.replace(column, missing=part.missing[column.name]) for column in encoder.columns],
-                label=_label(plan, found, names, dtype)).write(folders[i])
+        shape = (len(encoder.names), dtype, shards)
+        entries = _write(plan, encoder, names, [part.rows for part in found.parts], folders, shape, bar)
+        source = {"files": [str(path) for path in sources], "rows_read": found.rows_read,
+                  "holdout": holdout, "seed": seed, "fill": encoder.fill,
+                  "fill_from": f"the data set {like}" if like else "the means of the training rows"}
+        for part, place, written in zip(found.parts, folders, entries, strict=True):
+            about = {**source, "part": place.name if holdout else "all", "unseen": part.unseen}
+            word = _label(plan, found, names, dtype)
+            _manifest(encoder, part, word, dtype, written, about).write(place)
     bar.close()
     return {
         "rows": found.rows, "rows_read": found.rows_read, "rows_without_label": found.rows_read - found.rows,
@@ -132,7 +128,7 @@ def import_table(sources: Sequence[Path], output: Path, *, label: str, categoric
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Raise `UserError` when replacing ``folder`` would delete what no import wrote, such as the source itself."""
+    """Raise `UserError` when replacing ``folder`` would delete what no import wrote, such as the source."""
     for child in folder.iterdir() if folder.is_dir() else ():
         if child.is_dir() and child.name in ("train", "test"):
             _check_replaceable(child)
@@ -140,7 +136,8 @@ def _check_replaceable(folder: Path) -> None:
             raise UserError(f"{child} is no part of a data set and would be deleted; choose another -o")
 
 
-def _plan(table: Table, label: str, categorical: Sequence[str], numeric: Sequence[str], drop: Sequence[str]) -> _Plan:
+def _plan(table: Table, label: str, categorical: Sequence[str], numeric: Sequence[str],
+          drop: Sequence[str]) -> _Plan:
     for name in (label, *categorical, *numeric, *drop):
         table.check_column(name)
     named = Counter([*categorical, *numeric, *drop])
@@ -148,7 +145,7 @@ def _plan(table: Table, label: str, categorical: Sequence[str], numeric: Sequenc
         raise UserError(f"'{label}' is the label; take it out of --categorical, --numeric and --drop")
     twice = [name for name, count in named.items() if count > 1]
     if twice:
-        raise UserError(f"column '{twice[0]}' is named twice in --categorical, --numeric and --drop; name it once")
+        raise UserError(f"column '{twice[0]}' is named twice in --categorical, --numeric and --drop")
     chosen = {*categorical, *numeric} or table.kinds.keys() - {label, *drop}
     columns = []
     for name, kind in table.kinds.items():
@@ -156,10 +153,10 @@ def _plan(table: Table, label: str, categorical: Sequence[str], numeric: Sequenc
             words = name in categorical or (name not in numeric and kind == TEXT)
             columns.append(Column(name, "categorical" if words else "numeric"))
     if not columns:
-        raise UserError(f"{table.name} has no column but the label and what is dropped: there are no features")
+        raise UserError(f"{table.name} has no column but the label and those dropped: there are no features")
     _check_kinds(table, columns, label)
-    return _Plan(table, columns, label, table.kinds[label] == TEXT,
-                 ["false", "true"] if table.kinds[label] == BOOLEAN else None, None, 0, 0)
+    names = ["false", "true"] if table.kinds[label] == BOOLEAN else None
+    return _Plan(table, columns, label, table.kinds[label] == TEXT, names)
 
 
 def _plan_like(table: Table, label: str, like: Path) -> _Plan:
@@ -174,7 +171,7 @@ def _plan_like(table: Table, label: str, like: Path) -> _Plan:
     fill = {column.name: means[column.name] for column in manifest.columns if column.categories is None}
     fill.update(manifest.source.get("fill", {}))
     as_number = names is None or (names == ["false", "true"] and table.kinds[label] == BOOLEAN)
-    return _Plan(table, manifest.columns, label, not as_number, names, fill, 0, 0)
+    return _Plan(table, manifest.columns, label, not as_number, names, fill)
 
 
 def _check_kinds(table: Table, columns: Sequence[Column], label: str) -> None:
@@ -182,8 +179,8 @@ def _check_kinds(table: Table, columns: Sequence[Column], label: str) -> None:
     for source in table.sources:
         for column in (*columns, Column(label, "label")):
             kind = source.kinds[column.name]
-            timely = column.kind == "categorical" and kind.startswith(("date", "time"))
-            if kind not in (NUMERIC, BOOLEAN, TEXT, EMPTY) and not timely:
+            as_time = column.kind == "categorical" and kind.startswith(("date", "time"))
+            if kind not in (NUMERIC, BOOLEAN, TEXT, EMPTY) and not as_time:
                 refused.setdefault(column.name, "text that is not UTF-8" if kind == "binary" else kind)
     if label in refused:
         raise UserError(f"the label column '{label}' holds {refused[label]}; choose another --label")
@@ -192,21 +189,21 @@ def _check_kinds(table: Table, columns: Sequence[Column], label: str) -> None:
         raise UserError(f"no features can be made of column {held}; leave out: --drop {','.join(refused)}")
 
 
-def _survey(plan: _Plan, bar: Any) -> _Found:
+def _survey(plan: _Plan, bar: Progress) -> _Found:
     numeric = [column.name for column in plan.columns if column.kind == "numeric"]
     categorical = [column.name for column in plan.columns if column.kind == "categorical"]
     known = None if plan.fill is None else {column.name: column.categories or [] for column in plan.columns}
     parts = [Survey(numeric, categorical, known) for _ in range(2 if plan.holdout else 1)]
     label, rows_read = LabelSurvey(), 0
-    for chunk, count, rows_of in plan.passes(bar):
+    for chunk, count, places in plan.passes(bar):
         rows_read += count
-        for part, rows in zip(parts, rows_of, strict=True):
+        for part, rows in zip(parts, places, strict=True):
             part.add(chunk, rows)
             label.add(chunk[plan.label], rows)
     if not rows_read:
         raise UserError(f"{plan.table.name} holds no rows")
     if not any(part.rows for part in parts):
-        raise UserError(f"{plan.table.name}: none of the {rows_read:,} rows has a value in the label column '{plan.label}'")
+        raise UserError(f"none of the {rows_read:,} rows has a value in the label column '{plan.label}'")
     if not parts[0].rows:
         raise UserError(f"--holdout {plan.holdout} leaves no row to train on; hold out less")
     return _Found(parts, label, rows_read)
@@ -223,8 +220,9 @@ def _encoder(plan: _Plan, found: _Found) -> Encoder:
     empty += [name for name, categories in words.items() if not categories]
     if empty:
         held = ", ".join(f"'{name}'" for name in empty)
-        raise UserError(f"column {held} holds no value in any row to train on; leave out: --drop {','.join(empty)}")
-    return Encoder([dataclasses.replace(column, categories=words.get(column.name)) for column in plan.columns], fill)
+        raise UserError(f"column {held} has no value in a training row; leave out: --drop {','.join(empty)}")
+    columns = [dataclasses.replace(column, categories=words.get(column.name)) for column in plan.columns]
+    return Encoder(columns, fill)
 
 
 def _label_names(plan: _Plan, found: _Found, like: Path | None) -> list[str] | None:
@@ -232,7 +230,8 @@ def _label_names(plan: _Plan, found: _Found, like: Path | None) -> list[str] | N
         return ordered(found.label.words) if plan.label_is_word else None
     strange = ordered(found.label.words.difference(plan.label_names))
     if strange:
-        raise UserError(f"the label '{strange[0]}' is not among those of {like}: {', '.join(plan.label_names[:12])}")
+        known = ", ".join(plan.label_names[:12])
+        raise UserError(f"the label '{strange[0]}' is not among those of {like}: {known}")
     return plan.label_names
 
 
@@ -241,46 +240,59 @@ def _label(plan: _Plan, found: _Found, names: list[str] | None, dtype: str) -> L
         values = [float(i) for i, name in enumerate(names) if name in found.label.words]
     else:
         values = np.unique(found.label.values.astype(_label_dtype(dtype))).tolist()
-    return Label(plan.label, values if len(values) <= MOST_VALUES else None, names, found.rows_read - found.rows)
+    missing = found.rows_read - found.rows
+    return Label(plan.label, values if len(values) <= MOST_VALUES else None, names, missing)
 
 
 def _label_dtype(dtype: str) -> str:
     return "float32" if dtype == "float16" else dtype
 
 
-def _check_range(encoder: Encoder, statistics: Sequence[Mapping[str, list[float]]], label: float, dtype: str) -> None:
-    for part in statistics:
-        for name, low, high, spread in zip(encoder.names, part["minimum"], part["maximum"], part["deviation"],
-                                           strict=True):
-            largest = max(-low, high)
-            if largest > np.finfo(dtype).max or not np.isfinite(spread):
-                wider = "; choose a wider --dtype or leave it out" if dtype != "float64" else "; leave it out"
-                raise UserError(f"column '{name}' holds {largest:g}, too large for {dtype}{wider}")
-    if label > np.finfo(_label_dtype(dtype)).max:
-        raise UserError(f"the label holds {label:g}, too large for {_label_dtype(dtype)}; choose a wider --dtype")
+def _check_range(encoder: Encoder, found: _Found, dtype: str) -> None:
+    for part in found.parts:
+        figures = encoder.statistics(part)
+        for name, low, high, spread in zip(encoder.names, figures["minimum"], figures["maximum"],
+                                           figures["deviation"], strict=True):
+            if max(-low, high) > float(np.finfo(dtype).max) or not np.isfinite(spread):
+                raise UserError(f"column '{name}' holds {max(-low, high):g}, too large for {dtype}; "
+                                f"choose a wider --dtype or leave it out")
+    if found.label.largest > float(np.finfo(_label_dtype(dtype)).max):
+        raise UserError(f"the label holds {found.label.largest:g}, too large for {dtype}; "
+                        f"choose a wider --dtype")
 
 
 def _write(plan: _Plan, encoder: Encoder, names: list[str] | None, part_rows: Sequence[int],
-           folders: Sequence[Path], shards: int, dtype: str, bar: Any) -> list[list[ShardEntry]]:
-    """Pass two; returns the shard entries of each part."""
+           folders: Sequence[Path], shape: tuple[int, str, int], bar: Progress) -> list[list[ShardEntry]]:
+    """Pass two: the shards of each part; ``shape`` is (features, dtype, shards)."""
+    features, dtype, _ = shape
+    changed = UserError(f"{plan.table.name} changed while it was imported; import it again")
     codes = {name: float(i) for i, name in enumerate(names or ())}
-    features = len(encoder.names)
     block = np.empty((max(1, BLOCK_BYTES // (features * np.dtype(dtype).itemsize)), features), dtype)
     with ExitStack() as opened:
-        series = [opened.enter_context(ShardSeries(folder, rows, features, dtype, shards))
+        series = [opened.enter_context(ShardSeries(folder, rows, *shape))
                   for folder, rows in zip(folders, part_rows, strict=True)]
-        for chunk, _, rows_of in plan.passes(bar):
+        for chunk, _, places in plan.passes(bar):
             prepared = encoder.prepare(chunk)
             label = chunk[plan.label]
             if isinstance(label, Words):
                 label = np.array([*(codes.get(word, np.nan) for word in label.words), np.nan])[label.codes]
-            for writer, rows in zip(series, rows_of, strict=True):
+            for writer, rows in zip(series, places, strict=True):
                 if len(rows) > writer.free:
-                    raise UserError(f"{plan.table.name} changed while it was imported; import it again")
+                    raise changed
                 for start in range(0, len(rows), len(block)):
                     some = rows[start:start + len(block)]
                     encoder.encode(prepared, some, block[:len(some)])
                     writer.append(block[:len(some)], label[some])
         if any(writer.free for writer in series):
-            raise UserError(f"{plan.table.name} changed while it was imported; import it again")
+            raise changed
         return [writer.finish() for writer in series]
+
+
+def _manifest(encoder: Encoder, part: Survey, label: Label, dtype: str, shards: list[ShardEntry],
+              source: Mapping[str, Any]) -> Manifest:
+    figures: dict[str, Any] = encoder.statistics(part)
+    columns = [dataclasses.replace(column, missing=part.missing[column.name]) for column in encoder.columns]
+    return Manifest(
+        kind="dense", dtype=dtype, rows=part.rows, features=len(encoder.names),
+        nonzeros=sum(entry.nonzeros for entry in shards), feature_names=encoder.names,
+        numeric=encoder.numeric, **figures, columns=columns, label=label, shards=shards, source=dict(source))

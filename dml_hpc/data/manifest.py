@@ -32,7 +32,8 @@ class Label:
     """The column to be predicted; rows without it were dropped (``missing``).
 
     ``values`` are the distinct values, sorted, when there are at most `MOST_VALUES`, else None. ``names`` are the
-    source's words for them when it held words (``y`` then holds 0, 1, … in their order), else None.
+    source's words for them when it held words (``y`` then holds 0, 1, … in their order), else None. A held-out
+    part has the values and names of its training part, whether or not its own rows hold them all.
     """
 
     name: str

@@ -55,7 +55,7 @@ class ShardWriter:
 
 
 class ShardSeries:
-    """Writes ``rows`` rows in order into a new folder, as ``shards`` files of nearly equal length (some may be empty)."""
+    """Writes ``rows`` rows into a folder as ``shards`` files of nearly equal length; some may be empty."""
 
     def __init__(self, folder: Path, rows: int, features: int, dtype: str, shards: int):
         folder.mkdir(parents=True, exist_ok=True)

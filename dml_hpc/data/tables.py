@@ -1,20 +1,23 @@
-"""Source tables: CSV and Parquet files as one stream of chunks of columns, in bounded memory. The home of pyarrow."""
+"""Source tables: CSV and Parquet files as one stream of chunks of columns, in bounded memory."""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from dml_hpc.errors import UserError, did_you_mean
 
 NUMERIC, BOOLEAN, TEXT, EMPTY = "numeric", "boolean", "text", "empty"
-"""What a column holds, where it can become features; other columns are called by their type (``timestamp[s]``)."""
+"""What a column holds, where it can become features; others are called by their type (``timestamp[s]``)."""
 
 CHUNK_ROWS = 65_536
 CHUNK_BYTES = 32 << 20
@@ -32,7 +35,7 @@ Chunk = dict[str, "np.ndarray | Words"]
 
 
 class Source(NamedTuple):
-    """One file: its columns in order with what they hold, its size, and how to read (batch, bytes done) from it."""
+    """One file: its columns in order with what they hold, its size, and how to read (batch, bytes done)."""
 
     path: Path
     kinds: dict[str, str]
@@ -58,11 +61,11 @@ class Table:
                 raise UserError(f"{source.path} has no column '{name}'{near or f'; it has {few}'}")
 
     def chunks(self, numeric: Mapping[str, bool]) -> Iterator[tuple[Chunk, int]]:
-        """Yield (chunk, bytes read for it) of the columns in ``numeric``: as numbers where true, else as words.
+        """Yield (chunk, bytes read for it) of the columns in ``numeric``: numbers where true, else words.
 
-        Every chunk but the last has the same number of rows, which depends on the number of columns alone: what
-        is computed by chunk does not depend on how the rows are stored. Raises `UserError` for what cannot be
-        read, and for text in a numeric column (naming column, value and row).
+        Every chunk but the last has the same number of rows, which depends on the number of columns alone:
+        what is computed by chunk does not depend on how the rows are stored. Raises `UserError` for what
+        cannot be read, and for text in a numeric column (naming column, value and row).
         """
         rows = max(1, min(CHUNK_ROWS, CHUNK_BYTES // (8 * max(1, len(numeric)))))
         done = 0
@@ -84,8 +87,8 @@ class Table:
 def open_table(paths: Sequence[Path]) -> Table:
     """Open source files: ``.csv``, ``.csv.gz``, ``.csv.zip`` (one member) and ``.parquet``.
 
-    What a column of a CSV file holds is inferred from its first million bytes. Raises `UserError` for a file that
-    is missing, empty, or not of these kinds.
+    What a column of a CSV file holds is inferred from its first million bytes. Raises `UserError` for a file
+    that is missing, empty, or not of these kinds.
     """
     if not paths:
         raise UserError("there is no file to import; name at least one")
@@ -115,7 +118,7 @@ def _open(path: Path) -> Source:
     elif name.endswith((".csv", ".csv.gz", ".csv.zip")):
         source = _csv(path)
     else:
-        raise UserError(f"{path} is neither CSV (.csv, .csv.gz, .csv.zip) nor Parquet (.parquet), by its name")
+        raise UserError(f"{path} is neither .csv, .csv.gz, .csv.zip nor .parquet, by its name")
     return source
 
 
@@ -157,18 +160,13 @@ def _parquet(path: Path) -> Source:
 def _csv(path: Path) -> Source:
     pa = _pyarrow()
 
-    def stream() -> tuple[Any, Callable[[], int], int]:
-        """Return the text as a file, how far it is read, and how far it goes."""
-        if path.name.lower().endswith(".zip"):
-            archive = zipfile.ZipFile(path)
-            members = [member for member in archive.infolist() if not member.is_dir()]
-            if len(members) != 1:
-                raise UserError(f"{path} holds {len(members)} files, not one; unpack it and name the files")
-            member = archive.open(members[0])
-            return member, member.tell, members[0].file_size
-        raw = pa.OSFile(str(path))
-        packed = path.name.lower().endswith(".gz")
-        return pa.CompressedInputStream(raw, "gzip") if packed else raw, raw.tell, raw.size()
+    unpacked = _unpacked(path) if path.name.lower().endswith(".zip") else None
+    size = os.fstat(unpacked.fileno()).st_size if unpacked else path.stat().st_size
+
+    def stream() -> tuple[Any, Callable[[], int]]:
+        """Return the text as a file, and how many of the ``size`` bytes are read so far."""
+        raw = pa.OSFile(f"/proc/self/fd/{unpacked.fileno()}" if unpacked else str(path))
+        return pa.CompressedInputStream(raw, "gzip") if path.name.lower().endswith(".gz") else raw, raw.tell
 
     def reader(file: Any, **convert: Any) -> Any:
         return pa.csv.open_csv(
@@ -179,19 +177,34 @@ def _csv(path: Path) -> Source:
             convert_options=pa.csv.ConvertOptions(strings_can_be_null=True, **convert))
 
     def read(numeric: Mapping[str, bool]) -> Iterator[tuple[Any, int]]:
-        file, tell, _ = stream()
+        file, tell = stream()
         # "true" is no number to a CSV reader: a column that began with booleans is read as such.
         types = {name: pa.string() if not number else pa.bool_() if kinds[name] == BOOLEAN else pa.float64()
                  for name, number in numeric.items()}
-        with file, reader(file, include_columns=list(numeric), column_types=types) as batches:
+        with reader(file, include_columns=list(numeric), column_types=types) as batches:
             for batch in batches:
                 yield batch, tell()
 
-    with _readable(path):
-        file, _, size = stream()
-        with file, reader(file) as first:
-            kinds = _kinds(path, first.schema)
+    with _readable(path), reader(stream()[0]) as first:
+        kinds = _kinds(path, first.schema)
     return Source(path, kinds, size, lambda numeric: _checked(path, list(kinds), read(numeric)))
+
+
+def _unpacked(path: Path) -> IO[bytes]:
+    """Return the archive's only member as a nameless temporary file.
+
+    pyarrow reads ahead in threads of its own, which must not call a Python file: one that still did when the
+    interpreter ended would abort the process.
+    """
+    with _readable(path), zipfile.ZipFile(path) as archive:
+        members = [member for member in archive.infolist() if not member.is_dir()]
+        if len(members) != 1:
+            raise UserError(f"{path} holds {len(members)} files, not one; unpack it and name the files")
+        file = tempfile.TemporaryFile()  # noqa: SIM115 -- read as long as the table is
+        with archive.open(members[0]) as member:
+            shutil.copyfileobj(member, file, 1 << 20)
+        file.flush()
+    return file
 
 
 def _checked(path: Path, columns: Sequence[str], batches: Iterator[Any]) -> Iterator[Any]:
@@ -214,8 +227,9 @@ class _readable:  # noqa: N801 -- reads as a statement: `with _readable(path):`
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        # pyarrow's own errors are ValueError, OSError and NotImplementedError, by inheritance.
-        if not isinstance(error, (OSError, ValueError, NotImplementedError, EOFError, zipfile.BadZipFile, zlib.error)):
+        # pyarrow's own errors are ValueError, OSError and RuntimeError, by inheritance.
+        readers = (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error)
+        if not isinstance(error, readers):
             return
         text = " ".join(str(error).split())
         where = re.search(r"In CSV column #(\d+): (?:Row #(\d+): )?CSV conversion error to \w+: (.*)", text)
@@ -223,8 +237,9 @@ class _readable:  # noqa: N801 -- reads as a statement: `with _readable(path):`
             column = self.columns[int(where[1])]
             row = f"row {int(where[2]):,} of {self.path}" if where[2] else str(self.path)
             value = re.fullmatch(r"invalid value '(.*)'", where[3])
-            raise (_text_in(column, value[1], row) if value else
-                   UserError(f"column '{column}' in {row}: {where[3]}; mend the file (CSV is read as UTF-8)")) from None
+            if value:
+                raise _text_in(column, value[1], row) from None
+            raise UserError(f"column '{column}', {row}: {where[3]}; CSV is to be UTF-8") from None
         raise UserError(f"{self.path} cannot be read: {text[:200] or type(error).__name__}") from None
 
 
@@ -258,7 +273,7 @@ def _as_float(array: Any, name: str, source: Source, row: int) -> Any:
                 raise _text_in(name, str(word), f"row {row + i + 1:,} of {source.path}") from None
         raise
     if np.isinf(values.to_numpy(zero_copy_only=False)).any():
-        raise UserError(f"column '{name}' of {source.path} holds an infinite value; mend it or leave the column out")
+        raise UserError(f"column '{name}' of {source.path} holds an infinite value; mend it or leave it out")
     return values
 
 
@@ -267,13 +282,18 @@ def _as_text(array: Any) -> Any:
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     if pa.types.is_floating(array.type):
-        # A whole number is written as one (1, not 1.0), as it stands in a CSV file.
         coded = array.dictionary_encode()
-        words = [None if value is None or value != value else str(int(value)) if value.is_integer() else repr(value)
-                 for value in coded.dictionary.to_pylist()]
+        words = [_number_word(value) for value in coded.dictionary.to_pylist()]
         return pa.DictionaryArray.from_arrays(coded.indices, pa.array(words, pa.string())).dictionary_decode()
     text = array.cast(pa.string())
     return pa.compute.if_else(pa.compute.equal(text, ""), pa.scalar(None, pa.string()), text)
+
+
+def _number_word(value: float | None) -> str | None:
+    """Return a number as it would stand in a CSV file: a whole one as 1, not 1.0; NaN as nothing."""
+    if value is None or value != value:
+        return None
+    return str(int(value)) if value.is_integer() else repr(value)
 
 
 def _even(batches: Iterator[tuple[Any, int]], rows: int) -> Iterator[tuple[Any, int]]:

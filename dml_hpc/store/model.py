@@ -64,7 +64,10 @@ def write_model(path: Path, model: LinearModel) -> None:
 
 
 def read_model(path: Path) -> LinearModel:
-    """Return the model in a file; raises `UserError` when there is none, or its weights are not those it was saved with."""
+    """Return the model in a file.
+
+    Raises `UserError` when there is none, or its weights are not those it was saved with.
+    """
     if not path.is_file():
         raise UserError(f"{path} is no model file; `dml-hpc train … -o {path}` makes one")
     try:

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dml_hpc.comm.clock import Clock
 from dml_hpc.comm.reducer import Reducer
 from dml_hpc.errors import JobError
-from dml_hpc.comm.clock import Clock
 from dml_hpc.trainers.problem import Problem
 
 
@@ -32,7 +32,7 @@ def train_average(reducer: Reducer, problem: Problem, weights: np.ndarray, step_
     clock.start()
     for step in range(steps):
         parts, count = batches.take(*divmod(step, batches.steps))
-        clock.read()
+        clock.lap("read")
         loss = 0.0
         for part in parts:
             X, y = problem.arrays[part.shard]
@@ -47,14 +47,14 @@ def train_average(reducer: Reducer, problem: Problem, weights: np.ndarray, step_
         if (step + 1) % batches.steps == 0 or step + 1 == steps:
             losses.append(loss_sum / max(seen, 1))
             loss_sum, seen = 0.0, 0
-        clock.compute()
+        clock.lap("compute")
     takes_part = float(batches.count > 0)
     np.multiply(weights, takes_part, out=reducer.buffer[:-1])
     reducer.buffer[-1] = takes_part
-    clock.compute()
+    clock.lap("compute")
     reducer.allreduce()
     clock.meet()
     np.divide(reducer.buffer[:-1], max(reducer.buffer[-1], 1), out=weights)
-    clock.compute()
+    clock.lap("compute")
     clock.settle(reducer.comm)
     return losses

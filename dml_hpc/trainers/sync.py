@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dml_hpc.comm.clock import Clock
 from dml_hpc.comm.reducer import Reducer
 from dml_hpc.errors import AgreedError
 from dml_hpc.optim.schedules import Schedule
 from dml_hpc.optim.sgd import Sgd
-from dml_hpc.comm.clock import Clock
 from dml_hpc.trainers.problem import Problem
 
 
@@ -31,11 +31,11 @@ def train_sync(reducer: Reducer, problem: Problem, weights: np.ndarray, schedule
     clock.start()
     for step in range(schedule.steps):
         parts, count = batches.take(*divmod(step, batches.steps))
-        clock.read()
+        clock.lap("read")
         buffer[:] = 0
         problem.scaling.fold(weights, folded)
         buffer[-1] = problem.loss_and_gradient(parts, folded, buffer[:-1])
-        clock.compute()
+        clock.lap("compute")
         reducer.allreduce()
         clock.meet()
         batch_loss = float(buffer[-1])
@@ -50,7 +50,7 @@ def train_sync(reducer: Reducer, problem: Problem, weights: np.ndarray, schedule
         optimiser.update(weights, gradient, schedule.step_size(step))
         loss_sum, seen = loss_sum + batch_loss, seen + count
         on_step(count, batch_loss / max(count, 1))
-        clock.compute()
+        clock.lap("compute")
         if (step + 1) % batches.steps == 0 or step + 1 == schedule.steps:
             clock.settle(reducer.comm)
             losses.append(loss_sum / max(seen, 1))

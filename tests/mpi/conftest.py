@@ -23,7 +23,7 @@ def comm() -> Iterator[Intracomm]:
 
 @pytest.fixture(params=["world", "self", "reversed"])
 def comms(request: pytest.FixtureRequest) -> Iterator[Intracomm]:
-    """In turn: the world, each rank on its own, and the world with its ranks in reverse; freed after the test."""
+    """In turn: the world, each rank on its own, and the world in reverse; freed after the test."""
     everyone = world()
     if request.param == "world":
         made = everyone.Dup()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -25,9 +28,13 @@ pytestmark = pytest.mark.mpi
 
 
 @pytest.fixture
-def folder(comm, tmp_path) -> Path:
-    """A folder that all ranks see."""
-    return Path(comm.bcast(str(tmp_path)))
+def folder(comm) -> Iterator[Path]:
+    """A folder that all ranks see; pytest's own would be one a rank, tidied away by another."""
+    path = Path(comm.bcast(tempfile.mkdtemp() if comm.rank == 0 else None))
+    yield path
+    comm.Barrier()
+    if comm.rank == 0:
+        shutil.rmtree(path)
 
 
 def write_dataset(comm, path: Path, X: np.ndarray, shards: int = 3) -> Path:

@@ -8,15 +8,14 @@ residuals of the second pass, taken from X itself, show.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dml_hpc.comm import open_reducer
+from dml_hpc.comm.clock import Clock
 from dml_hpc.data.dataset import Dataset
 from dml_hpc.errors import JobError, UserError
 from dml_hpc.layout import split
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 MOST_FEATURES = 20_000
 """A Gram matrix of so many columns takes 3.2 GB on every rank, twice while it is summed."""
-BLOCK_BYTES = 32 << 20
+BLOCK_BYTES = 8 << 20
 LEAST_BLOCK_ROWS = 512
 """With fewer rows in a block, adding its d × d product to the sum would cost as much as computing it."""
 
@@ -76,28 +75,6 @@ def truncated_svd(comm: Intracomm, dataset: Dataset, k: int, reducer_name: str,
     # ‖Xv‖ tells apart small values that their squares, as eigenvalues, had in another order.
     order = np.argsort(-sigma, kind="stable")
     return SvdResult(sigma[order], np.ascontiguousarray(V[:, order]), residuals[order], clock.seconds)
-
-
-class Clock:
-    """Adds up the seconds of this rank's phases."""
-
-    def __init__(self) -> None:
-        self.seconds = {"read": 0.0, "compute": 0.0, "communicate": 0.0, "wait": 0.0}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Count the block's time as ``name``."""
-        started = time.perf_counter()
-        yield
-        self.seconds[name] += time.perf_counter() - started
-
-    @contextmanager
-    def agreed(self, comm: Intracomm) -> Iterator[None]:
-        """`agreed`, with the time from this rank's end of the block to the last rank's counted as waiting."""
-        with agreed(comm):
-            yield
-            done = time.perf_counter()
-        self.seconds["wait"] += time.perf_counter() - done
 
 
 def _check(dataset: Dataset, k: int) -> None:

@@ -1,0 +1,176 @@
+"""Any number of ranks and any reducer train the same model; the spare ranks of a small data set take part."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_support import write_dataset
+
+from dml_hpc.comm import REDUCERS
+from dml_hpc.commands import evaluate, predict, train
+from dml_hpc.console import Console
+from dml_hpc.errors import AgreedError
+from dml_hpc.mpi import on_root
+from dml_hpc.store.model import read_model
+
+pytestmark = pytest.mark.mpi
+
+OPTIONS = {
+    "objective": "logistic", "algorithm": "sync", "allreduce": "ring", "fan_in": 2, "batch_size": 64, "epochs": 3,
+    "steps": None, "step_size": None, "schedule": None, "momentum": None, "warmup": None, "l2": 1e-4,
+    "intercept": True, "scale": True, "shuffle": True, "seed": 3, "dtype": "float32", "overwrite": False,
+}
+
+
+@pytest.fixture
+def folder(comm, tmp_path_factory):
+    """One folder for all ranks."""
+    return Path(on_root(comm, lambda: str(tmp_path_factory.mktemp("shared"))))
+
+
+def classes(rows, features=5, seed=0):
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((rows, features)) * 3 + 1
+    return X, (X[:, 0] - X[:, 1] + rng.standard_normal(rows) > 0).astype(float)
+
+
+def fit(comm, data, output, **changes):
+    return train.run(comm, Console(rank=1), data, output, **{**OPTIONS, **changes})
+
+
+def make(comm, folder, name, X, y, shard_rows):
+    with_root = on_root(comm, lambda: str(write_dataset(folder / name, X, y, shard_rows)))
+    return Path(with_root)
+
+
+@pytest.mark.parametrize("objective", ["logistic", "linear"])
+@pytest.mark.parametrize("batch_size", [64, 1000, "full"])
+def test_all_ranks_and_reducers_give_the_model_of_one_rank(comm, folder, objective, batch_size):
+    X, y = classes(2000)
+    data = make(comm, folder, "data", X, y, [700, 0, 1300])
+    alone = comm.Split(comm.rank)
+    settings = {"objective": objective, "batch_size": batch_size, "step_size": 0.05}
+    fit(alone, data, folder / f"alone-{comm.rank}.h5", **settings)
+    alone.Free()
+    expected = read_model(folder / f"alone-{comm.rank}.h5").weights
+    for reducer in REDUCERS:
+        result = fit(comm, data, folder / f"{reducer}.h5", allreduce=reducer, **settings)
+        comm.Barrier()
+        model = read_model(folder / f"{reducer}.h5")
+        assert model.digest == result["weights_digest"]
+        error = np.linalg.norm(model.weights - expected) / np.linalg.norm(expected)
+        assert error <= 1e-5
+
+
+def test_more_ranks_than_rows(comm, folder):
+    data = make(comm, folder, "data", np.array([[0.0], [1.0]]), np.array([0.0, 1.0]), [0, 2, 0])
+    for algorithm in ("sync", "average"):
+        result = fit(comm, data, folder / f"{algorithm}.h5", algorithm=algorithm, batch_size=None, epochs=2)
+        assert result["examples"] == 4
+        assert sum(rank["rows"] for rank in result["per_rank"]) == 2
+        assert np.isfinite(result["loss"])
+
+
+def test_full_batch_training_reaches_scikit_learns_optimum(comm, folder):
+    from sklearn.linear_model import LogisticRegression
+
+    X, y = classes(1500, seed=4)
+    data = make(comm, folder, "data", X, y, [1500])
+    result = fit(comm, data, folder / "m.h5", batch_size="full", epochs=2000, step_size=1.0, schedule="constant",
+                 l2=1e-2, dtype="float64")
+    Z = (X.astype(np.float32).astype(float) - X.mean(0)) / X.std(0)
+    reference = LogisticRegression(C=1 / (1e-2 * len(y)), tol=1e-12, max_iter=10000).fit(Z, y)
+    comm.Barrier()
+    weights = read_model(folder / "m.h5").weights
+    np.testing.assert_allclose(weights[:-1] * X.std(0), reference.coef_[0], rtol=1e-4)
+    np.testing.assert_allclose(weights[-1] + weights[:-1] @ X.mean(0), reference.intercept_[0], rtol=1e-4, atol=1e-6)
+    assert result["epochs"] == 2000
+
+
+def test_averaging_is_the_mean_of_what_the_ranks_learnt_alone(comm, folder):
+    X, y = classes(1200, seed=5)
+    data = make(comm, folder, "data", X, y, [500, 700])
+    result = fit(comm, data, folder / "m.h5", algorithm="average", batch_size=None, epochs=4)
+    comm.Barrier()
+    # An independent sequential SGD over each rank's contiguous rows, in this algorithm's order of visits.
+    from dml_hpc.data.batches import Batches
+    from dml_hpc.data.dataset import open_dataset
+
+    dataset = open_dataset(data)
+    m, s = np.array(dataset.manifest.mean), np.array(dataset.manifest.deviation)
+    models = []
+    for rank in range(comm.size):
+        batches = Batches(dataset, 8192, rank, comm.size, OPTIONS["seed"])
+        w, b = np.zeros(5), 0.0
+        for epoch in range(4):
+            parts, _ = batches.take(epoch, 0)
+            for part in parts:
+                for row in part.rows:
+                    x, target = dataset.shard(part.shard)[0][row], dataset.shard(part.shard)[1][row]
+                    z = (x - m) / s
+                    c = 1 / (1 + np.exp(-(z @ w + b))) - target
+                    w = (1 - 0.002 * 1e-4) * w - 0.002 * c * z
+                    b -= 0.002 * c
+        models.append(np.r_[w, b])
+    w = np.mean(models, axis=0)
+    raw = np.r_[w[:-1] / s, w[-1] - w[:-1] @ (m / s)]
+    np.testing.assert_allclose(read_model(folder / "m.h5").weights, raw, rtol=2e-4, atol=1e-5)
+    assert result["time_split"].keys() == {"read", "compute", "communicate", "wait"}
+
+
+def test_a_diverging_run_stops_on_all_ranks_together_and_saves_nothing(comm, folder):
+    X, y = classes(400)
+    data = make(comm, folder, "data", X, y, [400])
+    with pytest.raises(AgreedError, match=r"the loss became .* at step \d+"):
+        fit(comm, data, folder / "m.h5", objective="linear", step_size=100.0, epochs=50)
+    comm.Barrier()
+    assert not (folder / "m.h5").exists()
+
+
+def test_evaluation_and_prediction_do_not_depend_on_the_number_of_ranks(comm, folder):
+    from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
+
+    X, y = classes(700, seed=6)
+    X[:300] = X[0]  # ties in the scores
+    data = make(comm, folder, "data", X, y, [100, 0, 600])
+    fit(comm, data, folder / "m.h5")
+    comm.Barrier()
+    result = evaluate.run(comm, Console(rank=1), folder / "m.h5", data)
+    predicted = predict.run(comm, Console(rank=1), folder / "m.h5", data, folder / "p.h5", overwrite=False)
+    comm.Barrier()
+    import h5py
+
+    with h5py.File(folder / "p.h5", "r") as file:
+        score, probability, prediction = file["score"][()], file["probability"][()], file["prediction"][()]
+    model = read_model(folder / "m.h5")
+    np.testing.assert_allclose(score, X.astype(np.float32) @ model.weights[:-1] + model.weights[-1], atol=1e-4)
+    assert result["auc"] == pytest.approx(roc_auc_score(y, score), abs=1e-12)
+    assert result["accuracy"] == pytest.approx(accuracy_score(y, prediction))
+    assert result["loss"] == pytest.approx(log_loss(y, probability.astype(float)), rel=1e-5)
+    assert predicted["rows"] == 700
+    assert json.dumps(result)
+
+
+@pytest.mark.parametrize(("changes", "says"), [
+    ({"algorithm": "average", "batch_size": 10}, "leave out --batch-size"),
+    ({"algorithm": "average", "momentum": 0.5}, "leave out --momentum"),
+])
+def test_what_an_algorithm_cannot_follow_is_refused_on_every_rank(comm, folder, changes, says):
+    data = make(comm, folder, "data", *classes(10), [10])
+    with pytest.raises(AgreedError, match=says):
+        fit(comm, data, folder / "m.h5", **{"batch_size": None, **changes})
+
+
+def test_a_fault_that_only_rank_0_sees_ends_every_rank(comm, folder):
+    data = make(comm, folder, "data", *classes(10), [10])
+    fit(comm, data, folder / "m.h5", batch_size=None)
+    comm.Barrier()
+    before = (folder / "m.h5").read_bytes()
+    comm.Barrier()
+    with pytest.raises(AgreedError, match="--overwrite") as caught:
+        fit(comm, data, folder / "m.h5", batch_size=None)
+    assert (caught.value.rank, caught.value.exit_code) == (0, 2)
+    assert (folder / "m.h5").read_bytes() == before

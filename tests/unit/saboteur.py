@@ -1,0 +1,33 @@
+"""``saboteur.py MODE RANK STEP -- ARGUMENTS``: ``dml-hpc ARGUMENTS``, but one rank fails in that gradient."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from dml_hpc.cli import main
+from dml_hpc.launch import launch
+from dml_hpc.objectives.objective import Objective
+
+mode, rank, step = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+honest = Objective.loss_and_gradient
+calls = 0
+
+
+def sabotaged(self: Objective, *arguments: object) -> float:
+    global calls
+    calls += 1
+    if launch().rank == rank and calls == step:
+        if mode == "raise":
+            raise RuntimeError("sabotaged")
+        if mode == "exit":
+            sys.exit(3)
+        if mode == "leave":
+            os._exit(0)
+        os.kill({"kill": os.getpid, "kill-supervisor": os.getppid}[mode](), signal.SIGKILL)
+    return honest(self, *arguments)  # type: ignore[arg-type]
+
+
+Objective.loss_and_gradient = sabotaged  # type: ignore[assignment,method-assign]
+sys.exit(main(sys.argv[5:]))

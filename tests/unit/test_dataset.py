@@ -1,0 +1,158 @@
+"""Data sets: what is written is what is read, mapped where it can be, and what is broken is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from data_support import write_dataset
+
+from dml_hpc.commands import data_info
+from dml_hpc.console import Console
+from dml_hpc.data.dataset import Dataset, open_dataset
+from dml_hpc.data.shard import ALIGNMENT_BYTES, ShardSeries, ShardWriter, file_sha256, open_shard
+from dml_hpc.errors import UserError
+
+X = np.arange(60, dtype=np.float64).reshape(12, 5) - 7
+Y = np.arange(12) % 3
+
+
+def is_mapped(array: np.ndarray) -> bool:
+    base: object = array
+    while isinstance(base, np.ndarray):
+        if isinstance(base, np.memmap):
+            return True
+        base = base.base
+    return False
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_shard_roundtrip_is_mapped_without_a_copy(tmp_path: Path, dtype: str) -> None:
+    with ShardWriter(tmp_path / "part.h5", 12, 5, dtype) as writer:
+        writer.append(X[:7], Y[:7])
+        assert writer.free == 5
+        writer.append(X[7:], Y[7:])
+        entry = writer.finish()
+    assert (entry.rows, entry.nonzeros) == (12, 59)
+    assert entry.sha256 == file_sha256(tmp_path / "part.h5")
+    x, y = open_shard(tmp_path / "part.h5", 12, 5)
+    assert x.dtype == dtype and y.dtype == ("float32" if dtype == "float16" else dtype)
+    np.testing.assert_array_equal(x, X)
+    np.testing.assert_array_equal(y, Y)
+    assert is_mapped(x) and is_mapped(y)
+    with h5py.File(tmp_path / "part.h5") as file:
+        assert file["X"].id.get_offset() % ALIGNMENT_BYTES == 0
+
+
+def test_writing_to_a_mapped_shard_does_not_reach_the_file(tmp_path: Path) -> None:
+    dataset = open_dataset(write_dataset(tmp_path / "d", X, Y, [12]))
+    before = file_sha256(tmp_path / "d" / "part-00000.h5")
+    dataset.shard(0)[0][:] = 0
+    assert file_sha256(tmp_path / "d" / "part-00000.h5") == before
+
+
+@pytest.mark.parametrize("how", [{"chunks": (4, 2)}, {"chunks": (4, 5), "compression": "gzip"}, {"dtype": ">f4"}])
+def test_other_layouts_are_read(tmp_path: Path, how: dict[str, object]) -> None:
+    with h5py.File(tmp_path / "part.h5", "w") as file:
+        file.create_dataset("X", data=X, **how)
+        file.create_dataset("y", data=Y.astype(np.float32))
+    x, y = open_shard(tmp_path / "part.h5", 12, 5)
+    np.testing.assert_array_equal(x, X)
+    np.testing.assert_array_equal(y, Y)
+    assert not is_mapped(x)
+
+
+def break_shard(path: Path, how: str) -> None:
+    if how == "missing":
+        path.unlink()
+    elif how == "cut short":
+        path.write_bytes(path.read_bytes()[:-60])
+    elif how == "cut to its head":
+        path.write_bytes(path.read_bytes()[:100])
+    elif how == "no HDF5":
+        path.write_bytes(b"not HDF5" * 1000)
+    else:
+        with h5py.File(path, "w") as file:
+            file["X"] = X[:3, :4] if how == "misshapen" else X
+            file["y" if how == "misshapen" else "z"] = Y[:3]
+
+
+BROKEN = ["missing", "cut short", "cut to its head", "no HDF5", "misshapen", "without y"]
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_broken_shards_are_named(tmp_path: Path, how: str) -> None:
+    dataset = open_dataset(write_dataset(tmp_path / "d", X, Y, [6, 6]))
+    break_shard(tmp_path / "d" / "part-00001.h5", how)
+    dataset.shard(0)
+    with pytest.raises(UserError, match=r"part-00001\.h5") as raised:
+        dataset.shard(1)
+    assert "\n" not in str(raised.value)
+
+
+def whole(dataset: Dataset, start: int, stop: int, most_rows: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    pieces = dataset.pieces(start, stop, most_rows)
+    firsts = [piece.first for piece in pieces]
+    assert firsts == list(np.cumsum([start, *(len(piece.y) for piece in pieces)])[:-1])
+    assert all(0 < len(piece.y) <= (most_rows or 12) and len(piece.X) == len(piece.y) for piece in pieces)
+    return (np.concatenate([piece.X for piece in pieces] or [X[:0]]),
+            np.concatenate([piece.y for piece in pieces] or [Y[:0]]))
+
+
+@pytest.mark.parametrize("shards", [[12], [5, 7], [0, 4, 0, 0, 1, 7, 0]])
+@pytest.mark.parametrize("most_rows", [None, 1, 3, 100])
+def test_pieces_cover_any_range_across_shards(tmp_path: Path, shards: list[int], most_rows: int | None) -> None:
+    dataset = open_dataset(write_dataset(tmp_path / "d", X, Y, shards))
+    for start in range(13):
+        for stop in range(start, 13):
+            x, y = whole(dataset, start, stop, most_rows)
+            np.testing.assert_array_equal(x, X[start:stop])
+            np.testing.assert_array_equal(y, Y[start:stop])
+
+
+@pytest.mark.parametrize("shards", [1, 5, 12, 17])
+@pytest.mark.parametrize("step", [1, 5, 12])
+def test_a_series_of_shards_splits_the_rows_evenly(tmp_path: Path, shards: int, step: int) -> None:
+    with ShardSeries(tmp_path, 12, 5, "float32", shards) as series:
+        for start in range(0, 12, step):
+            series.append(X[start:start + step], Y[start:start + step])
+        entries = series.finish()
+    rows = [entry.rows for entry in entries]
+    assert len(rows) == shards and sum(rows) == 12 and max(rows) - min(rows) <= 1
+    parts = [open_shard(tmp_path / entry.file, entry.rows, 5) for entry in entries]
+    np.testing.assert_array_equal(np.concatenate([x for x, _ in parts]), X)
+    np.testing.assert_array_equal(np.concatenate([y for _, y in parts]), Y)
+
+
+def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        open_dataset(tmp_path / "nowhere")
+    write_dataset(tmp_path / "test", X, Y, [12])
+    with pytest.raises(UserError, match=r"did you mean .*test"):
+        open_dataset(tmp_path)
+    manifest = tmp_path / "test" / "manifest.json"
+    manifest.write_text(manifest.read_text()[:200])
+    with pytest.raises(UserError, match="import the data again"):
+        open_dataset(tmp_path / "test")
+
+
+def test_info_counts_labels_and_lists_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = data_info.run(Console(), write_dataset(tmp_path / "d", X, Y, [5, 0, 7]))
+    assert {key: found[key] for key in ("rows", "features", "nonzeros", "shards", "dtype", "problems")} == {
+        "rows": 12, "features": 5, "nonzeros": 59, "shards": 3, "dtype": "float32", "problems": []}
+    assert found["label"] == {"name": "label", "values": [0, 1, 2], "names": None, "missing": 0, "counts": [4, 4, 4]}
+    assert [column["name"] for column in found["columns"]] == ["x0", "x1", "x2", "x3", "x4"]
+    printed = capsys.readouterr().out
+    assert "12 rows × 5 features" in printed and "2: 4 rows" in printed and "x4" in printed
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_info_reports_what_is_broken_and_counts_the_rest(tmp_path: Path, how: str) -> None:
+    folder = write_dataset(tmp_path / "d", X, Y, [6, 6])
+    break_shard(folder / "part-00001.h5", how)
+    found = data_info.run(Console(), folder)
+    assert [problem["file"] for problem in found["problems"]] == ["part-00001.h5"]
+    assert found["problems"][0].keys() == {"file", "where", "problem"}
+    assert found["label"]["counts"] == [2, 2, 2]

@@ -1,0 +1,65 @@
+"""A rank that raises, exits or is killed in the middle of training ends the job, and the job says who and why."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from dml_hpc.mpi import agree
+
+SABOTEUR = Path(__file__).with_name("saboteur.py")
+
+
+@pytest.mark.job
+@pytest.mark.parametrize(("mode", "says"), [
+    ("raise", r"rank 1 of 3: RuntimeError: sabotaged"),
+    ("exit", r"rank 1 of 3: sys\.exit\(3\) was called"),
+    ("kill", r"rank 1 of 3 \(process \d+ on .*\) was killed by signal 9 \(SIGKILL\)"),
+    ("kill-supervisor", r"rank 1 of 3 \(process \d+ on .*\) lost its supervisor"),
+    ("leave", r"rank 1 of 3 \(process \d+ on .*\) ended with status 0 in the middle of its work"),
+])
+def test_a_failing_rank_ends_the_job_and_is_named(mode, says, mpirun, two_classes, tmp_path):
+    model = tmp_path / "model.h5"
+    started = time.monotonic()
+    done = mpirun(3, SABOTEUR, mode, 1, 40, "--", "train", two_classes, "-o", model, "--epochs", 100)
+    assert time.monotonic() - started < 10 + 15  # the job's own ten seconds, and a machine busy with other things
+    assert done.returncode != 0
+    assert re.search(says, done.stderr), done.stderr
+    assert not re.search(r"rank [02] of 3", done.stderr), "only the rank that failed is blamed"
+    assert os.listdir(tmp_path) == [], "nothing half-written"
+
+
+@pytest.mark.job
+def test_a_failure_all_ranks_agree_on_is_one_line(mpirun, two_classes, tmp_path):
+    done = mpirun(2, "-m", "dml_hpc", "train", two_classes / "nowhere", "-o", tmp_path / "m.h5")
+    assert done.returncode == 2
+    ours = [line for line in done.stderr.splitlines() if "dml-hpc" in line]
+    assert len(ours) == 1
+    assert "does not exist" in ours[0]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.job
+def test_a_wrong_option_is_reported_once_however_many_ranks(mpirun, tmp_path):
+    done = mpirun(3, "-m", "dml_hpc", "train", tmp_path, "-o", tmp_path / "m.h5", "--allreduce", "rnig")
+    assert done.returncode == 2
+    assert done.stderr.count("'rnig' is not one of") == 1
+
+
+@pytest.mark.job
+def test_the_traceback_of_an_unexpected_failure_is_shown(mpirun, two_classes, tmp_path):
+    done = mpirun(2, SABOTEUR, "raise", 0, 5, "--", "train", two_classes, "-o", tmp_path / "m.h5")
+    assert "saboteur.py" in done.stderr
+    assert "RuntimeError: sabotaged" in done.stderr
+
+
+def test_agreeing_on_nothing_raises_nothing():
+    class Alone:
+        def allgather(self, item):
+            return [item]
+
+    assert agree(Alone(), None) is None
