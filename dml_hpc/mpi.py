@@ -12,27 +12,29 @@ from typing import TYPE_CHECKING, Any
 from dml_hpc.errors import EXIT_JOB, EXIT_USER, AgreedError, JobError, UserError
 from dml_hpc.launch import launch, share_cores
 from dml_hpc.supervise import last_word, supervised
+from dml_hpc.watch import DEFAULT_DEADLINE_S, waiting, watching
 
 if TYPE_CHECKING:
     import numpy as np
     from mpi4py.MPI import Intracomm
 
 
-def guarded(body: Callable[[Intracomm], int]) -> int:
+def guarded(body: Callable[[Intracomm], int], deadline_s: float = DEFAULT_DEADLINE_S) -> int:
     """Run ``body(comm)`` on every rank under the guard and return this rank's exit code.
 
     Whatever ends ``body`` on one rank (an exception, ``sys.exit``, a signal, a crash) ends the whole job within
     seconds with a non-zero status, and the rank and the cause are printed. A failure all ranks agreed on
-    (`agreed`) ends every rank in order instead, and only the rank that failed speaks.
+    (`agreed`) ends every rank in order instead, and only the rank that failed speaks. A collective that takes
+    longer than ``deadline_s`` seconds (0: no limit) ends the job too, and the ranks that are missing are named.
     """
     place = launch()
     if place.size > 1:
         share_cores()
-        return supervised(lambda: _run(body), place)
-    return _run(body)
+        return supervised(lambda: _run(body, deadline_s), place)
+    return _run(body, 0)
 
 
-def _run(body: Callable[[Intracomm], int]) -> int:
+def _run(body: Callable[[Intracomm], int], deadline_s: float) -> int:
     try:
         comm = world()
     except UserError as error:
@@ -40,8 +42,13 @@ def _run(body: Callable[[Intracomm], int]) -> int:
         if launch().rank == 0:
             print(f"dml-hpc: {error}", file=sys.stderr, flush=True)
         return EXIT_USER
+    def stalled(found: str) -> None:
+        _complain(comm, found)
+        _end(comm, EXIT_JOB)
+
     try:
-        return body(comm)
+        with watching(comm, deadline_s, stalled):
+            return body(comm)
     except AgreedError as error:
         if comm.rank == error.rank:
             _complain(comm, str(error))
@@ -121,7 +128,8 @@ def agreed(comm: Intracomm) -> Iterator[None]:
 
 def agree(comm: Intracomm, failure: tuple[str, int] | None) -> None:
     """Collective: raise `AgreedError` on every rank when any rank brings a failure ``(message, exit code)``."""
-    failures = comm.allgather(failure)
+    with waiting("an agreement"):
+        failures = comm.allgather(failure)
     for rank, found in enumerate(failures):
         if found is not None:
             raise AgreedError(found[0], rank, found[1])

@@ -62,7 +62,8 @@ def supervised(work: Callable[[], int], place: Launch) -> int:
     if os.WIFSIGNALED(status):
         killer = os.WTERMSIG(status)
         if killer not in told:
-            _name(place, child, f"was killed by signal {killer} ({signal.Signals(killer).name})" + _HINTS.get(killer, ""))
+            hint = _HINTS.get(killer, "")
+            _name(place, child, f"was killed by signal {killer} ({signal.Signals(killer).name}){hint}")
         code = 128 + killer
     else:
         code = os.WEXITSTATUS(status)

@@ -16,6 +16,7 @@ from dml_hpc.config import read_config
 from dml_hpc.console import Console
 from dml_hpc.errors import EXIT_OK, EXIT_USER, JobError, UserError, did_you_mean
 from dml_hpc.launch import launch
+from dml_hpc.watch import DEFAULT_DEADLINE_S
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -109,7 +110,7 @@ def _all_verbs(command: click.Command, prefix: str = "") -> set[str]:
     return {prefix}
 
 
-_COMMON = [
+_COMMON: tuple[Any, ...] = (
     option("--json", "as_json", is_flag=True,
            help="Print one JSON object as the last line, and nothing else, on stdout."),
     option("--record", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
@@ -117,16 +118,20 @@ _COMMON = [
     option("--config", type=click.Path(path_type=Path), metavar="FILE.toml", is_eager=True, expose_value=False,
            callback=_load_config, help="Read options from FILE.toml, by their long names."),
     option("--progress/--no-progress", default=None, help="Show progress bars (default: when stderr is a terminal)."),
-]
+)
+_DEADLINE = option("--deadline", type=click.FloatRange(min=0), default=DEFAULT_DEADLINE_S, metavar="SECONDS",
+                   help="End a job that waits longer than this for a rank, naming it (0: wait for ever).")
 
 
 class Verb(click.Command):
     """A verb with the common options, run by one process. Under a launcher only rank 0 works."""
 
+    common: tuple[Any, ...] = _COMMON
+
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         holder: Any = lambda: None  # noqa: E731 -- click's decorators want a function to hang options on
-        for add in reversed(_COMMON):
+        for add in reversed(self.common):
             add(holder)
         self.params += reversed(holder.__click_params__)
 
@@ -164,6 +169,8 @@ class Verb(click.Command):
 class RanksVerb(Verb):
     """A verb run by every rank under the guard; its callback takes the communicator first."""
 
+    common = (*_COMMON, _DEADLINE)
+
     def invoke(self, ctx: click.Context) -> int:
         """Run the verb on this rank and return its exit code."""
         from dml_hpc.mpi import guarded
@@ -174,7 +181,7 @@ class RanksVerb(Verb):
             result = callback(comm, Console(rank=comm.rank, **arguments), **ctx.params)
             return finish(result, comm.rank, comm.size)
 
-        return guarded(body)
+        return guarded(body, ctx.params.pop("deadline"))
 
 
 def run(root: click.Group, arguments: list[str] | None) -> int:

@@ -38,8 +38,9 @@ stage "importing them into HDF5 shards" "one flight in five held out"
     --holdout 0.2 --seed 1 --shards 8
 
 stage "training on 2 ranks" "logistic regression, ring all-reduce"
-mpirun -n 2 dml-hpc train "$here/flights/train" -o "$model" --overwrite --objective logistic \
-    --algorithm sync --allreduce ring --epochs 20 --step-size 0.5 --seed 1 --progress --record "$record"
+options="--objective logistic --algorithm sync --allreduce ring --epochs 20 --step-size 0.5 --seed 1"
+# shellcheck disable=SC2086 # options are words
+mpirun -n 2 dml-hpc train "$here/flights/train" -o "$model" --overwrite $options --progress --record "$record"
 
 stage "evaluating on the held-out flights"
 mpirun -n 2 dml-hpc evaluate "$model" "$here/flights/test" --record "$record"
@@ -49,8 +50,8 @@ cat <<END
 
 The model is $model, the records of all runs are $record. Try next:
   source .venv/bin/activate
-  dml-hpc doctor                                   # what else works on this machine
+  dml-hpc doctor                                    # what else works on this machine
   mpirun -n 2 dml-hpc predict $model $here/flights/test -o $here/predictions.h5
-  mpirun -n 1 dml-hpc train $here/flights/train -o $here/one.h5 --objective logistic --record $record
-  dml-hpc report $record -o $here/report.html      # was it worth two ranks?
+  mpirun -n 1 dml-hpc train $here/flights/train -o $here/one.h5 $options --record $record
+  dml-hpc report $record -o $here/report.html   # was it worth two ranks?
 END

@@ -63,10 +63,12 @@ printf '== environment .venv-test-%s\n' "$mpi"
 make_environment "$root/.venv-test-$mpi" "$mpi,test"
 prepare_mpi
 export PYTHONUNBUFFERED=1
+# Open MPI gives ranks a terminal of their own, so pytest cannot tell where its output goes.
+pytest=(python -m pytest -q --color="$([ -t 1 ] && echo yes || echo no)")
 
 # The tests marked `job` start ranks of their own, so what they show depends on the MPI library too.
-bounded python -m pytest tests/unit -q ${only_mpi:+-m job} "$@"
+bounded "${pytest[@]}" tests/unit ${only_mpi:+-m job} "$@"
 for n in 1 2 3 4; do
-    bounded mpirun -n "$n" python -m pytest tests/mpi --with-mpi -q "$@"
+    bounded mpirun -n "$n" "${pytest[@]}" tests/mpi --with-mpi "$@"
 done
 printf '\n== all passed with %s\n' "$mpi"

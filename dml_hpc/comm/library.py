@@ -22,6 +22,5 @@ class LibraryReducer(Reducer):
         self._in_place = MPI.IN_PLACE
         self.bytes_sent = None
 
-    def allreduce(self) -> None:
-        """See `Reducer.allreduce`."""
+    def _sum(self) -> None:
         self.comm.Allreduce(self._in_place, self.buffer)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dml_hpc.watch import waiting
+
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
@@ -32,9 +34,14 @@ class Reducer(ABC):
     def _allocate(self, size: int, dtype: np.dtype) -> np.ndarray:
         return np.zeros(size, dtype)
 
-    @abstractmethod
     def allreduce(self) -> None:
         """Collective: replace every rank's buffer by the sum of all of them."""
+        with waiting(f"the {self.name} all-reduce"):
+            self._sum()
+
+    @abstractmethod
+    def _sum(self) -> None:
+        """Do it."""
 
     def close(self) -> None:
         """Collective: give the communicator back. The buffer stays readable."""

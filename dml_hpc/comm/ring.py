@@ -41,8 +41,7 @@ class RingReducer(Reducer):
         self._landing = [np.empty(min(step, -(-size // p)), self.buffer.dtype) for _ in range(2)]
         self._block_bytes = [(stop - first) * self.buffer.itemsize for first, stop in blocks]
 
-    def allreduce(self) -> None:
-        """See `Reducer.allreduce`."""
+    def _sum(self) -> None:
         p, rank = self.comm.size, self.comm.rank
         for step in range(p - 1):
             self._add_block(send=(rank - step) % p, receive=(rank - step - 1) % p)

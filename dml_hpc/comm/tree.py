@@ -31,8 +31,7 @@ class TreeReducer(Reducer):
         # One landing place a child: all of them may send at the same time.
         self._landing = [np.empty_like(self.buffer) for _ in self._children]
 
-    def allreduce(self) -> None:
-        """See `Reducer.allreduce`."""
+    def _sum(self) -> None:
         arriving = [self.comm.Irecv(landing, child)
                     for landing, child in zip(self._landing, self._children, strict=True)]
         for landing, request in zip(self._landing, arriving, strict=True):

@@ -6,16 +6,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from dml_hpc import checks, checks_mpi
-from dml_hpc.checks import BROKEN, OK, Check
+from dml_hpc.checks import machine, mpi
+from dml_hpc.checks.check import BROKEN, OK, Check
 from dml_hpc.console import Console
 from dml_hpc.errors import EXIT_JOB, EXIT_OK
 
-_OF_THE_LIBRARY = (checks_mpi.check_mpi4py, checks_mpi.check_launcher, checks_mpi.check_two_ranks,
-                   checks_mpi.check_threads)
-_OF_THE_REST = (checks.check_hdf5, checks.check_locking, checks.check_numba, checks.check_pyarrow,
-                checks.check_matplotlib, checks.check_horovod, checks.check_gpu, checks.check_shared_memory,
-                checks.check_cores, checks.check_slurm)
+_OF_THE_LIBRARY = (mpi.check_mpi4py, mpi.check_launcher, mpi.check_two_ranks, mpi.check_threads)
+_OF_THE_REST = (machine.check_hdf5, machine.check_locking, machine.check_numba, machine.check_pyarrow,
+                machine.check_matplotlib, machine.check_horovod, machine.check_gpu, machine.check_shared_memory,
+                machine.check_cores, machine.check_slurm)
 
 
 def run(console: Console) -> dict[str, Any]:
@@ -41,9 +40,9 @@ def _all_checks() -> list[Check]:
     # Most of the time goes into other processes' imports, so a few run at once.
     with ThreadPoolExecutor(4) as pool:
         rest = [pool.submit(_sheltered, check) for check in _OF_THE_REST]
-        library = pool.submit(checks_mpi.probe_library).result()
+        library = pool.submit(mpi.probe_library).result()
         of_mpi = [pool.submit(_sheltered, check, library) for check in _OF_THE_LIBRARY]
-        return [_sheltered(checks.check_python), *(each.result() for each in [*of_mpi, *rest])]
+        return [_sheltered(machine.check_python), *(each.result() for each in [*of_mpi, *rest])]
 
 
 def _sheltered(check: Callable[..., Check], *arguments: Any) -> Check:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -43,3 +44,14 @@ def interleave(contestants: Mapping[Key, Callable[[], float]], repeats: int) -> 
 def calls_per_timing(call_s: float, least_s: float, most: int = 10_000) -> int:
     """Return how many calls of about ``call_s`` seconds make a timing last ``least_s``: 1 … ``most``."""
     return most if call_s * most <= least_s else max(1, math.ceil(least_s / call_s))
+
+
+def timed(work: Callable[[], object]) -> Callable[[], float]:
+    """Return a contestant for `interleave`: it does ``work`` and returns the seconds that took."""
+
+    def contestant() -> float:
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
+    return contestant

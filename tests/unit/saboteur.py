@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 
 from dml_hpc.cli import main
 from dml_hpc.launch import launch
@@ -25,6 +26,10 @@ def sabotaged(self: Objective, *arguments: object) -> float:
             sys.exit(3)
         if mode == "leave":
             os._exit(0)
+        if mode == "stall":
+            threading.Event().wait()
+        if mode == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
         os.kill({"kill": os.getpid, "kill-supervisor": os.getppid}[mode](), signal.SIGKILL)
     return honest(self, *arguments)  # type: ignore[arg-type]
 

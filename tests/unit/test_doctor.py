@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from dml_hpc import checks, checks_mpi
-from dml_hpc.checks import ABSENT, BROKEN, OK, Check
-from dml_hpc.checks_mpi import Library
+from dml_hpc.checks import machine, mpi
+from dml_hpc.checks.check import ABSENT, BROKEN, OK, Check, Outcome, call
+from dml_hpc.checks.mpi import Library
 from dml_hpc.commands import doctor
 from dml_hpc.console import Console
 
@@ -75,10 +75,10 @@ print(json.dumps(result))
 
 
 def test_no_launcher(fake):
-    check = checks_mpi.check_launcher(MPICH)
+    check = mpi.check_launcher(MPICH)
     assert (check.status, check.required) == (ABSENT, True)
     assert "pip install" in check.fix
-    assert checks_mpi.check_two_ranks(MPICH).status == ABSENT
+    assert mpi.check_two_ranks(MPICH).status == ABSENT
 
 
 @pytest.mark.parametrize(("says", "library"), [
@@ -88,7 +88,7 @@ def test_no_launcher(fake):
 ])
 def test_the_launcher_of_another_library(fake, says, library):
     fake("mpirun", f"echo '{says}'")
-    check = checks_mpi.check_launcher(library)
+    check = mpi.check_launcher(library)
     assert check.status == BROKEN
     assert library.name in check.detail
     assert check.fix
@@ -102,7 +102,7 @@ def test_the_launcher_of_another_library(fake, says, library):
 ])
 def test_a_launcher_that_fits(fake, says, library):
     fake("mpirun", f"echo '{says}'")
-    assert checks_mpi.check_launcher(library).status == OK
+    assert mpi.check_launcher(library).status == OK
 
 
 @pytest.mark.parametrize(("lines", "detail", "fix"), [
@@ -114,21 +114,21 @@ def test_a_launcher_that_fits(fake, says, library):
     ("sleep 60", "no answer", "hostname"),
 ])
 def test_two_ranks_that_fail(fake, monkeypatch, lines, detail, fix):
-    monkeypatch.setattr(checks_mpi, "call", lambda command: checks.call(command, timeout_s=2))
+    monkeypatch.setattr(mpi, "call", lambda command: call(command, timeout_s=2))
     fake("mpirun", lines)
-    check = checks_mpi.check_two_ranks(MPICH)
+    check = mpi.check_two_ranks(MPICH)
     assert (check.status, check.required) == (BROKEN, True)
     assert detail in check.detail
     assert fix in check.fix
 
 
 def test_no_library(monkeypatch):
-    monkeypatch.setattr(checks_mpi, "python", lambda code: checks.Outcome(1, "", NO_LIBRARY.error))
-    library = checks_mpi.probe_library()
+    monkeypatch.setattr(mpi, "python", lambda code: Outcome(1, "", NO_LIBRARY.error))
+    library = mpi.probe_library()
     assert library == NO_LIBRARY
-    assert checks_mpi.check_mpi4py(library).status == BROKEN
-    assert checks_mpi.check_threads(library).status == ABSENT
-    assert checks_mpi.check_two_ranks(library).status == ABSENT
+    assert mpi.check_mpi4py(library).status == BROKEN
+    assert mpi.check_threads(library).status == ABSENT
+    assert mpi.check_two_ranks(library).status == ABSENT
 
 
 @pytest.mark.parametrize(("lines", "status"), [
@@ -136,9 +136,9 @@ def test_no_library(monkeypatch):
     ("echo 'GPU 0: NVIDIA H200 (UUID: GPU-1)'; echo '| CUDA Version: 13.0 |'", ABSENT),
 ])
 def test_gpu_without_driver_or_cupy(fake, monkeypatch, lines, status):
-    monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    monkeypatch.setattr(machine, "find_spec", lambda name: None)
     fake("nvidia-smi", lines)
-    check = checks.check_gpu()
+    check = machine.check_gpu()
     assert check.status == status
     assert check.fix
     if status == ABSENT:
@@ -148,13 +148,13 @@ def test_gpu_without_driver_or_cupy(fake, monkeypatch, lines, status):
 
 def test_environment(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
-    for threads, status in (("", ABSENT), ("1", OK), ("64", BROKEN)):
+    for threads, status in (("", OK), ("1", OK), ("64", BROKEN)):
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
-        assert checks.check_cores().status == status
+        assert machine.check_cores().status == status
     monkeypatch.setenv("HDF5_USE_FILE_LOCKING", "FALSE")
-    assert checks.check_locking() == Check("file locking", OK, "HDF5_USE_FILE_LOCKING=FALSE")
+    assert machine.check_locking() == Check("file locking", OK, "HDF5_USE_FILE_LOCKING=FALSE")
     monkeypatch.setenv("NUMBA_CACHE_DIR", f"{__file__}/no-folder")
-    check = checks.check_numba()
+    check = machine.check_numba()
     assert (check.status, check.required) == (BROKEN, True)
     assert "NUMBA_CACHE_DIR" in check.fix
 
@@ -165,7 +165,7 @@ def test_a_check_that_raises_is_an_answer(quiet, monkeypatch):
 
     monkeypatch.setattr(doctor, "_OF_THE_LIBRARY", ())
     monkeypatch.setattr(doctor, "_OF_THE_REST", (check_something_odd,))
-    monkeypatch.setattr(checks_mpi, "probe_library", lambda: MPICH)
+    monkeypatch.setattr(mpi, "probe_library", lambda: MPICH)
     result = doctor.run(quiet)
     assert result["checks"][-1]["name"] == "something odd"
     assert result["checks"][-1]["status"] == BROKEN
@@ -173,9 +173,9 @@ def test_a_check_that_raises_is_an_answer(quiet, monkeypatch):
 
 
 def test_a_required_part_that_fails_is_exit_code_1(quiet, monkeypatch):
-    monkeypatch.setattr(doctor, "_OF_THE_LIBRARY", (checks_mpi.check_mpi4py,))
+    monkeypatch.setattr(doctor, "_OF_THE_LIBRARY", (mpi.check_mpi4py,))
     monkeypatch.setattr(doctor, "_OF_THE_REST", ())
-    monkeypatch.setattr(checks_mpi, "probe_library", lambda: NO_LIBRARY)
+    monkeypatch.setattr(mpi, "probe_library", lambda: NO_LIBRARY)
     assert doctor.run(quiet)["exit_code"] == 1
     assert "-> pip install" in quiet.stream.getvalue()
     assert "until this does: mpi4py" in quiet.stream.getvalue()

@@ -9,11 +9,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FLOORS = [
-    {"errors", "layout", "files", "console", "launch", "supervise", "mpi", "config"},
-    {"data", "kernels"},
+    {"errors", "layout", "files", "console", "launch", "supervise", "watch", "mpi", "config"},
+    {"kernels"},
+    {"data"},
     {"comm", "objectives", "optim", "store"},
     {"trainers", "decomposition"},
-    {"reports"},
+    {"reports", "checks"},
     {"commands"},
     {"cli", "verb", "__main__"},
 ]

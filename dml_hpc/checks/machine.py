@@ -1,83 +1,17 @@
-"""Does this part of the machine work? One function a part; what may crash has a process of its own."""
+"""Do the Python packages and this machine's parts work? One function a part."""
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
-OK, ABSENT, BROKEN = "ok", "absent", "broken"
-TIMEOUT_S = 60.0
-
-
-class Check(NamedTuple):
-    """What was found: ``status`` is "ok", "absent" or "broken"; ``fix`` is the line that mends it, or None.
-
-    Unless a ``required`` part is ok, training does not work on this machine.
-    """
-
-    name: str
-    status: str
-    detail: str
-    fix: str | None = None
-    required: bool = False
-
-
-class Outcome(NamedTuple):
-    """How a process ended: its exit code (None: killed when its time was up) and its output, stripped."""
-
-    code: int | None
-    out: str
-    err: str
-
-    @property
-    def reason(self) -> str:
-        """Return why it failed, in one line."""
-        if self.code is None:
-            return "gave no answer in time"
-        if self.code < 0:
-            return f"died of {signal.Signals(-self.code).name}"
-        lines = [line.strip() for line in (self.err or self.out).splitlines() if line.strip(" -*\t")]
-        # Python's last line names the error; a launcher's first one does.
-        errors = [line for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception|Interrupt)\b", line)]
-        return (errors[-1] if errors else lines[0] if lines else f"ended with status {self.code}")[:200]
-
-
-def call(command: list[str], timeout_s: float = TIMEOUT_S) -> Outcome:
-    """Run a command as no part of any MPI job; it and its children are killed when the time is up."""
-    # Doctor may itself have been started by mpirun: what it starts must not believe to be that rank.
-    clean = {key: value for key, value in os.environ.items() if not _OF_A_RANK.match(key)}
-    try:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE, text=True, errors="replace", env=clean,
-                                   start_new_session=True)
-    except OSError as error:
-        return Outcome(127, "", f"{command[0]}: {error.strerror}")
-    try:
-        out, err = process.communicate(timeout=timeout_s)
-        return Outcome(process.returncode, out.strip(), err.strip())
-    except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return Outcome(None, "", "")
-
-
-_OF_A_RANK = re.compile(r"PMI_|PMIX_|MPI_LOCAL|OMPI_(COMM|UNIVERSE|FILE)_|PRTE_LAUNCHED|HYDI?_|GFORKER_")
-
-
-def python(code: str) -> Outcome:
-    """Run ``code`` in a Python of its own, where a crash does no harm."""
-    return call([sys.executable, "-c", code])
+from dml_hpc.checks.check import ABSENT, BROKEN, OK, Check, call, python
 
 
 def check_python() -> Check:
@@ -127,7 +61,7 @@ print(numba.__version__)
     if done.code != 0:
         return Check("numba", BROKEN, done.reason, "pip install --upgrade numba", required=True)
     kernels = find_spec("dml_hpc.kernels")
-    source = Path(kernels.origin).parent if kernels and kernels.origin else Path(__file__).parent
+    source = Path(kernels.origin).parent if kernels and kernels.origin else Path(__file__).parents[1]
     # The order in which Numba looks for a place.
     own = os.environ.get("NUMBA_CACHE_DIR")
     places = [Path(own)] if own else [source / "__pycache__", Path.home() / ".cache" / "numba"]
@@ -206,16 +140,15 @@ def check_shared_memory() -> Check:
 
 
 def check_cores() -> Check:
-    """Cores this process may use, and the threads a rank will start on them."""
+    """Cores this process may use, and the threads that every rank will start on them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = os.environ.get("OMP_NUM_THREADS", "")
-    detail = f"{cores} to use, OMP_NUM_THREADS={threads or '(not set)'}"
-    fix = "export OMP_NUM_THREADS=1  # with one rank a core"
-    if not threads and cores > 1:
-        return Check("cores", ABSENT, f"{detail}: every rank starts {cores} BLAS threads", fix)
+    if not threads:
+        return Check("cores", OK, f"{cores} to use, shared by the ranks of this node")
     if threads.isdigit() and int(threads) > cores:
-        return Check("cores", BROKEN, f"{detail}: more threads than cores", fix)
-    return Check("cores", OK, detail)
+        return Check("cores", BROKEN, f"{cores} to use, but OMP_NUM_THREADS={threads}: more threads than cores",
+                     "unset OMP_NUM_THREADS  # every rank then takes its share")
+    return Check("cores", OK, f"{cores} to use; OMP_NUM_THREADS={threads}, in every rank")
 
 
 def check_slurm() -> Check:

@@ -1,0 +1,34 @@
+"""Write a results file that says what was measured, on what, when and how."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from dml_hpc import __version__
+from dml_hpc.reports.records import environment
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def write_results(name: str, cases: list[dict[str, Any]], notes: str) -> Path:
+    """Write ``benchmarks/results/NAME.json`` with the cases and all that is needed to repeat them; return its path."""
+    path = RESULTS / f"{name}.json"
+    commit = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=RESULTS, text=True,
+                            capture_output=True).stdout.strip()
+    table = {
+        "benchmark": name,
+        "notes": notes,
+        "command": " ".join(["python", *sys.orig_argv[1:]]),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "dml_hpc": __version__,
+        "commit": commit,
+        "environment": {key: value for key, value in environment().items() if key != "host"},
+        "cases": cases,
+    }
+    path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,1 @@
+"""What `dml-hpc doctor` looks at."""

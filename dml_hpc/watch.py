@@ -1,0 +1,169 @@
+"""A deadline for collectives: who has not arrived is named, with the place in the code where it is.
+
+A thread on every rank notes how long its rank has been waiting in a collective. When that passes the deadline, it
+asks the other ranks' threads, over a communicator of their own, where they are: a rank that answers is slow or stuck,
+and says where; one that does not answer is stopped, dead or cut off.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from dml_hpc.errors import AgreedError
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
+DEFAULT_DEADLINE_S = 600.0
+POLL_S = 0.2
+ANSWER_S = 3.0
+"""How long a rank may take to say where it is: its thread looks for questions every `POLL_S`."""
+_ASK, _ANSWER = 1, 2
+
+
+class State(NamedTuple):
+    """Where a rank is: how many collectives it has entered, whether it waits in the last, and its line of code."""
+
+    entered: int
+    waiting: bool
+    place: str
+
+
+_watch: Watch | None = None
+
+
+@contextmanager
+def watching(comm: Intracomm, deadline_s: float, on_stall: Callable[[str], None]) -> Iterator[None]:
+    """Collective: watch over the block's collectives (see `waiting`); with one rank or a deadline of 0, do not."""
+    global _watch
+    if comm.size == 1 or deadline_s <= 0:
+        yield
+        return
+    _watch = Watch(comm, deadline_s, on_stall)
+    try:
+        yield
+    except AgreedError:
+        _watch.close()  # all ranks leave together
+        raise
+    else:
+        _watch.close()
+    finally:
+        _watch = None
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Mark the block as the collective called ``what``, in which this rank waits for others."""
+    if _watch is None:
+        yield
+        return
+    _watch.enter(what)
+    yield
+    _watch.leave()
+
+
+class Watch:
+    """Watches over this rank's collectives from its construction (collective) to `close` (collective).
+
+    The calls between `enter` and `leave` must be the same ones on every rank. ``on_stall(message)`` is called from the
+    watching thread, on the lowest rank that waits longer than ``deadline_s`` seconds.
+    """
+
+    def __init__(self, comm: Intracomm, deadline_s: float, on_stall: Callable[[str], None]):
+        self._comm = comm.Dup()
+        self._deadline_s = deadline_s
+        self._on_stall = on_stall
+        self._entered = 0
+        self._since: float | None = None
+        self._what = ""
+        self._main = threading.get_ident()
+        self._ended = threading.Event()
+        self._sent: list = []
+        self._thread = threading.Thread(target=self._look, name="dml-hpc watch", daemon=True)
+        self._thread.start()
+
+    def enter(self, what: str) -> None:
+        """This rank begins to wait for the others in the collective called ``what``."""
+        self._entered += 1
+        self._what = what
+        self._since = time.monotonic()
+
+    def leave(self) -> None:
+        """The collective is over."""
+        self._since = None
+
+    def close(self) -> None:
+        """Collective: stop watching."""
+        self._comm.Barrier()  # no rank stops answering while another may still ask
+        self._ended.set()
+        self._thread.join()
+        self._comm.Free()
+
+    def _look(self) -> None:
+        while not self._ended.wait(POLL_S):
+            self._answer()
+            since = self._since
+            if since is not None and time.monotonic() - since > self._deadline_s:
+                self._accuse(self._entered)
+
+    def _answer(self) -> None:
+        """Tell every rank that has asked where this one is."""
+        from mpi4py import MPI
+
+        status = MPI.Status()
+        while self._comm.Iprobe(MPI.ANY_SOURCE, _ASK, status):
+            self._comm.recv(source=status.source, tag=_ASK)
+            state = State(self._entered, self._since is not None, self._place())
+            self._sent.append(self._comm.isend(state, status.source, _ANSWER))
+
+    def _accuse(self, collective: int) -> None:
+        """Find out who is missing in this rank's collective and say so, unless a lower rank will."""
+        states = self._ask(collective)
+        if self._since is None or self._entered != collective:
+            return  # it has come to an end after all
+        here = [rank for rank, state in states.items()
+                if state.entered > collective or (state.entered == collective and state.waiting)]
+        if here and min(here) < self._comm.rank:
+            return  # that rank speaks; if it cannot, the next look finds it silent
+        missing = []
+        for rank in range(self._comm.size):
+            if rank == self._comm.rank or rank in here:
+                continue
+            if rank in states:
+                missing.append(f"rank {rank} has not arrived, it is at {states[rank].place}")
+            else:
+                missing.append(f"rank {rank} does not answer: stopped, dead, or busy in compiled code")
+        found = "; ".join(missing) or "all ranks are in it, so the transfer itself is this slow or stuck"
+        self._on_stall(f"{self._what} (collective {collective}) did not end within {self._deadline_s:g} s: {found}; "
+                       "the job ends (--deadline sets the limit)")
+
+    def _ask(self, collective: int) -> dict[int, State]:
+        """Return where the other ranks say that they are, by rank."""
+        from mpi4py import MPI
+
+        others = [rank for rank in range(self._comm.size) if rank != self._comm.rank]
+        self._sent += [self._comm.isend(collective, rank, _ASK) for rank in others]
+        states: dict[int, State] = {}
+        status = MPI.Status()
+        until = time.monotonic() + ANSWER_S
+        while len(states) < len(others) and time.monotonic() < until and not self._ended.wait(POLL_S / 10):
+            self._answer()
+            while self._comm.Iprobe(MPI.ANY_SOURCE, _ANSWER, status):
+                states[status.source] = self._comm.recv(source=status.source, tag=_ANSWER)
+        return states
+
+    def _place(self) -> str:
+        """Return the innermost line of our own that this rank's main thread is at."""
+        frame = sys._current_frames().get(self._main)
+        innermost = frame
+        while frame is not None and "dml_hpc" not in frame.f_globals.get("__name__", ""):
+            frame = frame.f_back
+        frame = frame or innermost
+        if frame is None:
+            return "its end"
+        return f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"
