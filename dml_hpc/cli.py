@@ -58,7 +58,8 @@ def data() -> None:
         help="Put this share of the rows in OUTPUT/test, the rest in OUTPUT/train.")
 @seed
 @option("--shards", type=POSITIVE, default=8, help="Files a data set.")
-@option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", help="Storage of features.")
+@option("--dtype", type=click.Choice(["float16", "float32", "float64"]), default="float32",
+        help="Storage of features.")
 @option("--like", type=PATH, default=None, metavar="DATASET", help="Encode as this data set was: same features.")
 @overwrite
 def data_import(console: Any, **arguments: Any) -> Any:

@@ -1,1 +1,12 @@
 """The innermost loops: each ``foo.py`` is the CPU kernel (Numba); its CUDA twin, where there is one, is ``foo.cu``."""
+
+
+def start_compiler() -> None:
+    """Load what Numba loads before its first kernel, a few tenths of a second.
+
+    Ranks that call this at the same time do not wait for one another later, when the first of a node fills the
+    cache and the others read it.
+    """
+    from numba.core.registry import cpu_target
+
+    cpu_target.target_context.refresh()

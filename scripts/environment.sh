@@ -25,7 +25,7 @@ find_python() {
         fi
         [ "$candidate" != "${PYTHON:-}" ] || die "PYTHON=$PYTHON is no Python 3.10 or newer"
     done
-    die "no Python 3.10 or newer found (python3 is $(python3 --version 2>&1 || true));" \
+    die "no Python 3.10 or newer found (python3: $(python3 --version 2>/dev/null || echo none));" \
         "install one, load a module, or name one: PYTHON=/path/to/python3 $0"
 }
 

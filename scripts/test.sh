@@ -64,7 +64,9 @@ make_environment "$root/.venv-test-$mpi" "$mpi,test"
 prepare_mpi
 export PYTHONUNBUFFERED=1
 # Open MPI gives ranks a terminal of their own, so pytest cannot tell where its output goes.
-pytest=(python -m pytest -q --color="$([ -t 1 ] && echo yes || echo no)")
+color=no
+[ ! -t 1 ] || color=yes
+pytest=(python -m pytest -q --color=$color)
 
 # The tests marked `job` start ranks of their own, so what they show depends on the MPI library too.
 bounded "${pytest[@]}" tests/unit ${only_mpi:+-m job} "$@"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -73,14 +74,16 @@ def _end_job(where: str, trace: str) -> NoReturn:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Any:
-    """Give every test a deadline, kept by a thread that also ends a process stuck inside MPI."""
+    """Give every test a deadline, which holds inside MPI and compiled code too: first its stacks, then an alarm."""
     deadline_s = float(os.environ.get("DML_HPC_TEST_DEADLINE_S", DEADLINE_S))
     if not item.config.getoption("usepdb"):
-        faulthandler.dump_traceback_later(deadline_s, exit=True, file=_stderr)
+        faulthandler.dump_traceback_later(deadline_s, file=_stderr)
+        signal.setitimer(signal.ITIMER_REAL, deadline_s + 1)  # time for every rank's stack; then the process ends
     try:
         return (yield)
     finally:
         faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 Mpirun = Callable[..., "subprocess.CompletedProcess[str]"]

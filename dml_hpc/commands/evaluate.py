@@ -11,6 +11,7 @@ import numpy as np
 from dml_hpc.commands.scoring import open_fitted, score_blocks, warm_up
 from dml_hpc.console import Console
 from dml_hpc.errors import UserError
+from dml_hpc.kernels import start_compiler
 from dml_hpc.mpi import agreed, first_on_node, gather_rows
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def run(comm: Intracomm, console: Console, model: Path, data: Path) -> dict[str,
         if fitted.dataset.rows == 0:
             raise UserError(f"{data} has no rows to evaluate on")
     objective, classes, kind = fitted.objective, fitted.model.classes, fitted.model.weights.dtype
+    start_compiler()
     with first_on_node(comm):
         warm_up(fitted)
     started = time.perf_counter()

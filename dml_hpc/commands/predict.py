@@ -14,6 +14,7 @@ import numpy as np
 from dml_hpc.commands.scoring import BLOCK_ROWS, Fitted, open_fitted, score_blocks, warm_up
 from dml_hpc.console import Console
 from dml_hpc.files import check_output, replaced_file
+from dml_hpc.kernels import start_compiler
 from dml_hpc.layout import split
 from dml_hpc.mpi import agreed, first_on_node
 
@@ -31,6 +32,7 @@ def run(comm: Intracomm, console: Console, model: Path, data: Path, output: Path
         fitted = open_fitted(model, data)
         if comm.rank == 0:
             check_output(output, overwrite)
+    start_compiler()
     with first_on_node(comm):
         warm_up(fitted)
     started = time.perf_counter()

@@ -15,6 +15,7 @@ from dml_hpc.data.batches import Batches
 from dml_hpc.data.dataset import Dataset, open_dataset
 from dml_hpc.errors import AgreedError, UserError
 from dml_hpc.files import check_output
+from dml_hpc.kernels import start_compiler
 from dml_hpc.mpi import agreed, first_on_node
 from dml_hpc.objectives import open_objective
 from dml_hpc.objectives.scaling import identity, standardising
@@ -60,6 +61,7 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
     sequential = algorithm == "average"
     rows_a_step = _AVERAGING_BATCH if sequential else settings["batch_size"]
     kind = np.dtype(dtype)
+    start_compiler()
     with first_on_node(comm):  # the first rank fills Numba's cache, the others load it
         batches = Batches(dataset, None if rows_a_step == "full" else rows_a_step, comm.rank, comm.size, seed, shuffle)
         scaling = _scaling(dataset, scale, intercept, kind)
