@@ -99,7 +99,7 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
     work_s = max(split["work_s"] for split in splits)
     result = {
         "objective": objective, "algorithm": algorithm, "allreduce": allreduce, "device": "cpu",
-        "steps": all_steps, "epochs": all_steps / batches.steps, "examples": examples,
+        "steps": all_steps, "epochs": epochs if steps is None else all_steps / batches.steps, "examples": examples,
         "examples_per_s": examples / work_s, "loss": loss, "losses": losses, "weights_digest": digest,
         "time_split": {key: max(split[key] for split in splits)
                        for key in ("read", "compute", "communicate", "wait")},

@@ -61,7 +61,7 @@ def read_records(paths: Iterable[Path]) -> list[dict[str, Any]]:
 
 
 def environment() -> dict[str, Any]:
-    """Return what a run's speed depends on: host, CPU, cores, versions, the MPI library, Slurm's job, the commit."""
+    """Return what a run's speed depends on: host, CPU, cores, threads a rank, versions, MPI library, Slurm's job."""
     versions: dict[str, str | None] = {}
     for name in ("numpy", "h5py", "numba", "mpi4py"):
         try:
@@ -73,6 +73,7 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
         "python": platform.python_version(),
         "versions": versions,
         "mpi": _mpi_library(),

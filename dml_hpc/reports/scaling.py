@@ -11,8 +11,7 @@ from typing import Any
 
 Record = dict[str, Any]
 
-JOB_KEYS = ("command", "objective", "algorithm", "allreduce", "device", "data", "k", "method", "batch_size",
-            "epochs")
+JOB_KEYS = ("command", "objective", "algorithm", "allreduce", "device", "data", "k", "method", "batch_size", "epochs")
 """Runs that agree in all of these did the same work and may be compared at different numbers of ranks."""
 
 PHASES = ("read", "compute", "communicate", "wait")
@@ -252,7 +251,9 @@ def _job(record: Record) -> tuple[str, ...]:
 def _setting(key: str, value: Any) -> str:
     if isinstance(value, list):
         value = " ".join(map(str, value))
-    return value if isinstance(value, str) else f"{key.replace('_', ' ')} {value}"
+    if isinstance(value, str) and key != "batch_size":
+        return value
+    return f"{key.replace('_', ' ')} {value}"
 
 
 def _short_names(records: Sequence[Record]) -> list[str]:

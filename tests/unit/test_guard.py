@@ -25,7 +25,7 @@ SABOTEUR = Path(__file__).with_name("saboteur.py")
 def test_a_failing_rank_ends_the_job_and_is_named(mode, says, mpirun, two_classes, tmp_path):
     model = tmp_path / "model.h5"
     started = time.monotonic()
-    done = mpirun(3, SABOTEUR, mode, 1, 40, "--", "train", two_classes, "-o", model, "--epochs", 100)
+    done = mpirun(3, SABOTEUR, mode, 1, 40, "--", "train", two_classes, "-o", model, "--epochs", 5000)
     assert time.monotonic() - started < 10 + 15  # the job's own ten seconds, and a machine busy with other things
     assert done.returncode != 0
     assert re.search(says, done.stderr), done.stderr
@@ -35,11 +35,11 @@ def test_a_failing_rank_ends_the_job_and_is_named(mode, says, mpirun, two_classe
 
 @pytest.mark.job
 @pytest.mark.parametrize(("mode", "says"), [
-    ("stall", r"rank 1 has not arrived, it is at \S+problem\.py:\d+ \(loss_and_gradient\)"),
+    ("stall", r"rank 1 has not arrived, it is at .*problem\.py:\d+ \(loss_and_gradient\)"),
     ("stop", r"rank 1 does not answer"),
 ])
 def test_a_collective_ends_at_its_deadline_and_the_missing_rank_is_named(mode, says, mpirun, two_classes, tmp_path):
-    done = mpirun(3, SABOTEUR, mode, 1, 40, "--", "train", two_classes, "-o", tmp_path / "m.h5", "--epochs", 100,
+    done = mpirun(3, SABOTEUR, mode, 1, 40, "--", "train", two_classes, "-o", tmp_path / "m.h5", "--epochs", 5000,
                   "--deadline", 2, timeout_s=40)
     assert done.returncode != 0
     assert re.search("rank 0 of 3: the ring all-reduce .* did not end within 2 s: " + says, done.stderr), done.stderr
