@@ -109,10 +109,31 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _check(manifest: Manifest) -> None:
-    for name in ("feature_names", "numeric", "mean", "deviation", "minimum", "maximum", "missing"):
-        if len(getattr(manifest, name)) != manifest.features:
-            raise ValueError(f"{name} has {len(getattr(manifest, name))} entries for {manifest.features} features")
+    """Raise `ValueError` for what no import writes: other code may rely on lengths and types."""
     if manifest.kind != "dense" or manifest.dtype not in ("float16", "float32", "float64"):
         raise ValueError(f"kind {manifest.kind!r} of {manifest.dtype!r} is not known")
+    whole = [manifest.rows, manifest.features, manifest.nonzeros]
+    whole += [number for shard in manifest.shards for number in (shard.rows, shard.nonzeros)]
+    if not all(type(number) is int and number >= 0 for number in whole):
+        raise ValueError("a count is not a whole number")
+    kinds: dict[str, tuple[type, ...]] = {
+        "feature_names": (str,), "numeric": (bool,), "mean": (int, float), "deviation": (int, float),
+        "minimum": (int, float), "maximum": (int, float), "missing": (int,)}
+    for name, types in kinds.items():
+        entries = getattr(manifest, name)
+        if not isinstance(entries, list) or len(entries) != manifest.features:
+            raise ValueError(f"{name} does not have {manifest.features} entries")
+        if not all(isinstance(entry, types) for entry in entries):
+            raise ValueError(f"{name} has an entry of another type")
+    label = manifest.label
+    if not isinstance(label.name, str) or not _list_of(label.values, (int, float)) or not _list_of(label.names, (str,)):
+        raise ValueError("the label is not described as it should be")
+    for shard in manifest.shards:
+        if not isinstance(shard.file, str) or Path(shard.file).name != shard.file or not isinstance(shard.sha256, str):
+            raise ValueError(f"{shard.file!r} is no name of a shard")
     if sum(shard.rows for shard in manifest.shards) != manifest.rows:
         raise ValueError("the shards' rows do not add up to rows")
+
+
+def _list_of(entries: object, types: tuple[type, ...]) -> bool:
+    return entries is None or (isinstance(entries, list) and all(isinstance(entry, types) for entry in entries))
