@@ -12,11 +12,11 @@ from dml_hpc.comm import REDUCERS
 from dml_hpc.objectives import OBJECTIVES
 from dml_hpc.optim import SCHEDULES
 from dml_hpc.trainers import ALGORITHMS
-from dml_hpc.verb import BatchSize, Names, RanksVerb, Sizes, Verb, option, run
+from dml_hpc.verb import BatchSize, Finite, Names, RanksVerb, Sizes, Verb, option, run
 
 PATH = click.Path(path_type=Path)
 POSITIVE = click.IntRange(min=1)
-NOT_NEGATIVE = click.FloatRange(min=0)
+NOT_NEGATIVE = Finite(min=0)
 output = option("-o", "--output", type=PATH, required=True, metavar="PATH", help="Where the result goes.")
 overwrite = option("--overwrite", is_flag=True, help="Replace what is at the output.")
 allreduce = option("--allreduce", type=click.Choice(REDUCERS), default="ring", help="How vectors are summed.")
@@ -54,7 +54,7 @@ def data() -> None:
 @option("--numeric", type=Names(), default=(), help="Columns of numbers. With neither this nor --categorical: "
         "all columns, text one-hot.")
 @option("--drop", type=Names(), default=(), help="Columns to leave out.")
-@option("--holdout", type=click.FloatRange(0, 1, max_open=True), default=0.0, metavar="SHARE",
+@option("--holdout", type=Finite(0, 1, max_open=True), default=0.0, metavar="SHARE",
         help="Put this share of the rows in OUTPUT/test, the rest in OUTPUT/train.")
 @seed
 @option("--shards", type=POSITIVE, default=8, help="Files a data set.")
@@ -89,10 +89,10 @@ def data_info(console: Any, **arguments: Any) -> Any:
 @option("--batch-size", type=BatchSize(), default=None, help="Rows of a step, all ranks together.  [default: 1024]")
 @option("--epochs", type=POSITIVE, default=10, help="Passes over the data.")
 @option("--steps", type=POSITIVE, default=None, help="Steps, instead of --epochs.")
-@option("--step-size", type=click.FloatRange(min=0, min_open=True), default=None,
+@option("--step-size", type=Finite(min=0, min_open=True), default=None,
         help="Step size at the start.  [default: 0.1; average: 0.002]")
 @option("--schedule", type=click.Choice(SCHEDULES), default=None, help="How the step size falls.  [default: cosine]")
-@option("--momentum", type=click.FloatRange(0, 1, max_open=True), default=None, help="Momentum.  [default: 0.9]")
+@option("--momentum", type=Finite(0, 1, max_open=True), default=None, help="Momentum.  [default: 0.9]")
 @option("--warmup", type=NOT_NEGATIVE, default=None, metavar="EPOCHS", help="Epochs over which the step size rises.")
 @option("--l2", type=NOT_NEGATIVE, default=0.0, metavar="λ", help="Penalty ½λ‖w‖² on the standardised weights.")
 @option("--intercept/--no-intercept", default=True, help="Learn an intercept.")

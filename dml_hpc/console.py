@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Iterable
@@ -17,6 +18,9 @@ class Console:
     def __init__(self, rank: int = 0, json: bool = False, progress: bool | None = None):
         self.speaks = rank == 0
         self.stream: TextIO = sys.stderr if json else sys.stdout
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # a terminal that knows no "→" is no reason to fail
         self.progress = sys.stderr.isatty() if progress is None else progress
 
     def say(self, line: str = "") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 EXIT_OK = 0
@@ -34,6 +35,14 @@ class AgreedError(Exception):
         super().__init__(message)
         self.rank = rank
         self.exit_code = exit_code
+
+
+class Stopped(BaseException):
+    """A signal told this process to stop; exit code 128 + its number."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,19 +13,41 @@ from pathlib import Path
 
 from dml_hpc.errors import UserError
 
+PREFIX = ".dml-hpc-"
+"""How temporary names begin; they are short, so that they fit wherever the output's name does."""
+
+HDF5_ERRORS = (OSError, KeyError, RuntimeError, AttributeError, ValueError, TypeError, MemoryError, OverflowError)
+"""What h5py raises for a file that is damaged or holds something else than expected."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type when it has none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
 
 def check_output(path: str | os.PathLike[str], overwrite: bool, folder: bool = False) -> Path:
     """Return ``path`` when a run may write a file (or, with ``folder``, a folder) there, before it spends any time.
 
-    Raises `UserError` when it exists and ``overwrite`` is false or it is not of that kind, or when the folder it is
-    to be in is missing or not writable.
+    Raises `UserError` when it exists and ``overwrite`` is false or it is not of that kind, when it is a folder that
+    cannot be replaced, or when the folder it is to be in is missing or not writable.
     """
     path = Path(path)
-    if path.exists() and path.is_dir() != folder:
-        raise UserError(f"{path} is a {'file' if folder else 'folder'}, a {'folder' if folder else 'file'} is to be "
-                        "written there; choose another -o")
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists; give --overwrite to replace it, or another -o")
+    kind = "folder" if folder else "file"
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        mode = None
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    if mode is not None:
+        there = "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "device, pipe or socket"
+        if there != kind:
+            raise UserError(f"{path} is a {there}, a {kind} is to be written there; choose another -o")
+        if folder and (path.name == ".." or path.is_mount() or Path.cwd().is_relative_to(path.resolve())):
+            raise UserError(f"{path} is a mount point or the current folder, or holds it, and cannot be replaced; "
+                            "choose another -o, such as a new folder in it")
+        if not overwrite:
+            raise UserError(f"{path} exists; give --overwrite to replace it, or another -o")
     parent = path.absolute().parent
     if not parent.is_dir():
         raise UserError(f"the folder {parent} does not exist; make it first (mkdir -p) or choose another -o")
@@ -34,40 +58,77 @@ def check_output(path: str | os.PathLike[str], overwrite: bool, folder: bool = F
 
 @contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it takes ``path``'s place at once, else it is removed."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.absolute().parent)
-    os.close(handle)
-    partial = Path(name)
-    try:
-        yield partial
-        # mkstemp makes the file private; the result gets what the user's umask gives any new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o666 & ~umask)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Yield a temporary path beside ``path``; on success it takes ``path``'s place at once, else it is removed.
+
+    An `OSError` inside, such as a full disk, becomes a `UserError`.
+    """
+    with _one_line(path):
+        handle, name = tempfile.mkstemp(prefix=PREFIX, suffix=".partial", dir=path.absolute().parent)
+        os.close(handle)
+        partial = Path(name)
+        try:
+            yield partial
+            # mkstemp makes the file private; the result gets what the user's umask gives any new file.
+            umask = os.umask(0)
+            os.umask(umask)
+            partial.chmod(0o666 & ~umask)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
     """Yield a new temporary folder beside ``path``; on success it takes ``path``'s place, on failure it is removed.
 
-    What stood at ``path`` stays until the new folder is complete.
+    What stood at ``path`` stays until the new folder is complete. An `OSError` inside, such as a full disk, becomes
+    a `UserError`.
     """
     parent = path.absolute().parent
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=parent))
+    with _one_line(path):
+        partial = Path(tempfile.mkdtemp(prefix=PREFIX, suffix=".partial", dir=parent))
+        try:
+            yield partial
+            umask = os.umask(0)
+            os.umask(umask)
+            partial.chmod(0o777 & ~umask)
+            if path.exists():
+                _swap(partial, path, Path(tempfile.mkdtemp(prefix=PREFIX, suffix=".old", dir=parent)))
+            else:
+                os.replace(partial, path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _swap(partial: Path, path: Path, old: Path) -> None:
+    """Put ``partial`` in the place of ``path``, which goes to the folder ``old`` and is deleted, or stays."""
     try:
-        yield partial
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o777 & ~umask)
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=parent))
-            os.replace(path, old / "replaced")
-            os.replace(partial, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        os.replace(path, old / "replaced")
+        os.replace(partial, path)
+    except OSError:
+        if (old / "replaced").exists():
+            os.replace(old / "replaced", path)
+        old.rmdir()
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if not isinstance(error, OSError) and not _errno(error):
+            raise
+        raise _cannot_write(path, error) from None
+
+
+def _cannot_write(path: Path, error: Exception) -> UserError:
+    number = _errno(error)
+    return UserError(f"cannot write {path}: {os.strerror(number) if number else first_line(error)}")
+
+
+def _errno(error: Exception) -> int | None:
+    """Return the system's error number; HDF5 often tells it in the message alone."""
+    told = re.search(r"errno = (\d+)", str(error))
+    return getattr(error, "errno", None) or (int(told[1]) if told else None)

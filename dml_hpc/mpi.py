@@ -9,32 +9,34 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from dml_hpc.errors import EXIT_JOB, EXIT_USER, AgreedError, JobError, UserError
+from dml_hpc.errors import EXIT_JOB, EXIT_USER, AgreedError, JobError, Stopped, UserError
 from dml_hpc.launch import launch, share_cores
 from dml_hpc.supervise import last_word, supervised
-from dml_hpc.watch import DEFAULT_DEADLINE_S, waiting, watching
+from dml_hpc.watch import DEFAULT_DEADLINE_S, watching
 
 if TYPE_CHECKING:
     import numpy as np
     from mpi4py.MPI import Intracomm
 
 
-def guarded(body: Callable[[Intracomm], int], deadline_s: float = DEFAULT_DEADLINE_S) -> int:
+def guarded(body: Callable[[Intracomm], int], deadline_s: float = DEFAULT_DEADLINE_S,
+            failure: tuple[str, int] | None = None) -> int:
     """Run ``body(comm)`` on every rank under the guard and return this rank's exit code.
 
     Whatever ends ``body`` on one rank (an exception, ``sys.exit``, a signal, a crash) ends the whole job within
     seconds with a non-zero status, and the rank and the cause are printed. A failure all ranks agreed on
     (`agreed`) ends every rank in order instead, and only the rank that failed speaks. A collective that takes
     longer than ``deadline_s`` seconds (0: no limit) ends the job too, and the ranks that are missing are named.
+    A rank that cannot even begin brings a ``failure`` (message, exit code): then no rank runs ``body``.
     """
     place = launch()
     if place.size > 1:
         share_cores()
-        return supervised(lambda: _run(body, deadline_s), place)
-    return _run(body, 0)
+        return supervised(lambda: _run(body, deadline_s, failure), place)
+    return _run(body, 0, failure)
 
 
-def _run(body: Callable[[Intracomm], int], deadline_s: float) -> int:
+def _run(body: Callable[[Intracomm], int], deadline_s: float, failure: tuple[str, int] | None) -> int:
     try:
         comm = world()
     except UserError as error:
@@ -47,6 +49,7 @@ def _run(body: Callable[[Intracomm], int], deadline_s: float) -> int:
         _end(comm, EXIT_JOB)
 
     try:
+        agree(comm, failure)
         with watching(comm, deadline_s, stalled):
             return body(comm)
     except AgreedError as error:
@@ -56,13 +59,19 @@ def _run(body: Callable[[Intracomm], int], deadline_s: float) -> int:
     except (UserError, JobError) as error:
         _complain(comm, str(error))
         return _end(comm, error.exit_code)
-    except KeyboardInterrupt:
-        _complain(comm, "interrupted")
-        return _end(comm, 128 + 2)
+    except Stopped as error:
+        _complain(comm, str(error))
+        return _end(comm, error.exit_code)
+    except MemoryError as error:
+        _complain(comm, f"there is not enough memory: {error or 'an allocation failed'}")
+        return _end(comm, EXIT_JOB)
     except SystemExit as error:
         _complain(comm, f"sys.exit({error.code!r}) was called in the middle of the work")
         return _end(comm, EXIT_JOB)
     except BaseException as error:
+        if "no locator available" in str(error):  # Numba, when it imports a kernel that it is to keep
+            _complain(comm, "Numba has nowhere to keep compiled kernels: export NUMBA_CACHE_DIR=/a/writable/folder")
+            return _end(comm, EXIT_USER)
         traceback.print_exc()
         _complain(comm, f"{type(error).__name__}: {error}")
         return _end(comm, EXIT_JOB)
@@ -96,7 +105,9 @@ def world() -> Intracomm:
             f"MPI does not start ({str(error).splitlines()[0]}); install one (pip install 'dml-hpc[mpich]'), "
             "or load your site's MPI module; `dml-hpc doctor` says more"
         ) from None
-    comm = MPI.COMM_WORLD
+    from dml_hpc.watched import WatchedComm
+
+    comm = WatchedComm(MPI.COMM_WORLD)
     if place.size > 1 and comm.size == 1:
         library = MPI.Get_library_version().split("\n")[0].strip()
         raise UserError(
@@ -128,8 +139,7 @@ def agreed(comm: Intracomm) -> Iterator[None]:
 
 def agree(comm: Intracomm, failure: tuple[str, int] | None) -> None:
     """Collective: raise `AgreedError` on every rank when any rank brings a failure ``(message, exit code)``."""
-    with waiting("an agreement"):
-        failures = comm.allgather(failure)
+    failures = comm.allgather(failure)
     for rank, found in enumerate(failures):
         if found is not None:
             raise AgreedError(found[0], rank, found[1])
@@ -137,8 +147,8 @@ def agree(comm: Intracomm, failure: tuple[str, int] | None) -> None:
 
 def describe(error: OSError) -> str:
     """Return an operating-system error as one line: what, and on which file."""
-    if error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
+    if error.errno and error.filename:
+        return f"{error.filename}: {os.strerror(error.errno)}"
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 

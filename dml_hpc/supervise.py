@@ -16,11 +16,13 @@ import termios
 import threading
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
-from dml_hpc.errors import EXIT_JOB
+from dml_hpc.errors import EXIT_JOB, Stopped
 from dml_hpc.launch import Launch
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FINISHED = b"."
 
 
@@ -53,7 +55,8 @@ def supervised(work: Callable[[], int], place: Launch) -> int:
 
     def forward(number: int, frame: object) -> None:
         told.append(number)
-        os.kill(child, number)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+            os.kill(child, number)
 
     for number in _FORWARDED:
         signal.signal(number, forward)
@@ -94,6 +97,22 @@ _HINTS: dict[int, str] = {
     signal.SIGSEGV: ": a crash in compiled code",
     signal.SIGBUS: ": a mapped file was cut short, or /dev/shm is full",
 }
+
+
+def stop_on_signals() -> None:
+    """From now on the first INT, TERM or HUP raises `Stopped`, so that what is half-written is removed on the way out.
+
+    Later ones are ignored: a rank often gets one from the launcher and again from its supervisor, and a second
+    exception would interrupt the clean-up of the first.
+    """
+    for number in _STOPPING:
+        signal.signal(number, _stop_once)
+
+
+def _stop_once(number: int, frame: object) -> NoReturn:
+    for other in _STOPPING:
+        signal.signal(other, signal.SIG_IGN)
+    raise Stopped(number)
 
 
 def wait_until_read(pipe: int, limit_s: float = 2.0) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -14,8 +16,9 @@ import click
 from dml_hpc import __version__
 from dml_hpc.config import read_config
 from dml_hpc.console import Console
-from dml_hpc.errors import EXIT_OK, EXIT_USER, JobError, UserError, did_you_mean
+from dml_hpc.errors import EXIT_OK, EXIT_USER, JobError, Stopped, UserError, did_you_mean
 from dml_hpc.launch import launch
+from dml_hpc.supervise import stop_on_signals
 from dml_hpc.watch import DEFAULT_DEADLINE_S
 
 if TYPE_CHECKING:
@@ -34,12 +37,12 @@ class Names(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         """Return the names as a tuple; refuse one that is not among the known, if there are such."""
-        items = value.split(",") if isinstance(value, str) else value
-        names = tuple(str(item).strip() for item in items if str(item).strip())
+        # A list, from a config file, may name columns with commas or spaces at their ends.
+        names = tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
         for name in names:
             if self.known and name not in self.known:
                 self.fail(f"{name!r} is not one of {', '.join(self.known)}{did_you_mean(name, self.known)}", param, ctx)
-        return names
+        return tuple(names)
 
 
 class Sizes(Names):
@@ -52,7 +55,7 @@ class Sizes(Names):
         sizes = []
         for word in super().convert(value, param, ctx):
             number, unit = (word[:-1], word[-1].upper()) if word[-1:].upper() in _UNITS else (word, "")
-            if not number.isdigit():
+            if not (number.isascii() and number.isdigit()):
                 self.fail(f"{word!r} is no number of bytes (such as 4096, 64K, 1M)", param, ctx)
             sizes.append(int(number) * _UNITS.get(unit, 1))
         return tuple(sizes)
@@ -61,8 +64,19 @@ class Sizes(Names):
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
+class Finite(click.FloatRange):
+    """A number in a range; neither NaN nor infinite."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
+
+
 class BatchSize(click.ParamType):
-    """A number of rows, or ``full`` for the whole data set (None)."""
+    """A number of rows, or ``full`` for the whole data set."""
 
     name = "ROWS|full"
 
@@ -70,7 +84,7 @@ class BatchSize(click.ParamType):
         """Return the number, or "full"."""
         if value == "full":
             return "full"
-        if str(value).isdigit() and int(value) > 0:
+        if str(value).isascii() and str(value).isdigit() and int(value) > 0:
             return int(value)
         return self.fail(f"{value!r} is neither a positive number of rows nor 'full'", param, ctx)
 
@@ -84,18 +98,80 @@ def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
 
 
 def _load_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
-    if path is None:
-        return
-    verb = verb_path(ctx)
-    by_name = {
-        long.lstrip("-"): parameter.name
-        for parameter in ctx.command.params if isinstance(parameter, click.Option)
-        for long in (*parameter.opts, *parameter.secondary_opts) if long.startswith("--")
-    }
-    by_name.pop("config")
-    by_name.pop("help", None)
-    settings = read_config(path, verb, set(by_name), _all_verbs(ctx.find_root().command))
-    ctx.default_map = {str(by_name[name]): value for name, value in settings.items()}
+    try:
+        _check_environment(ctx.find_root().command)
+        if path is None:
+            return
+        by_name = {long.lstrip("-"): parameter for parameter in _options(ctx.command)
+                   for long in (*parameter.opts, *parameter.secondary_opts) if long.startswith("--")}
+        by_name.pop("config")
+        settings = read_config(path, verb_path(ctx), set(by_name), _all_verbs(ctx.find_root().command))
+        defaults = {}
+        for name, value in settings.items():
+            parameter = by_name[name]
+            if not _fits(parameter, value):
+                raise UserError(f"{path}: {name} = {value!r} is no value for '--{name}' ({_wanted(parameter)})")
+            negated = f"--{name}" in parameter.secondary_opts  # no-scale = true means scale = false
+            defaults[str(parameter.name)] = not value if negated else value
+        ctx.default_map = defaults
+    except UserError as error:
+        raise click.UsageError(str(error), ctx) from None
+
+
+def _options(command: click.Command) -> list[click.Option]:
+    return [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+
+
+def _fits(parameter: click.Option, value: Any) -> bool:
+    """Say whether a TOML value is of the kind an option takes; click itself would make 2 of 2.5 and 1 of true."""
+    if parameter.is_flag:
+        return isinstance(value, bool)
+    if isinstance(parameter.type, Names):
+        return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
+    if isinstance(parameter.type, BatchSize):
+        return value == "full" or type(value) is int
+    if isinstance(parameter.type, click.types.IntParamType):
+        return type(value) is int
+    if isinstance(parameter.type, click.types.FloatParamType):
+        return type(value) in (int, float)
+    return isinstance(value, str)
+
+
+def _wanted(parameter: click.Option) -> str:
+    if parameter.is_flag:
+        return "true or false"
+    if isinstance(parameter.type, Names):
+        return "a string or a list of strings"
+    if isinstance(parameter.type, (BatchSize, click.types.IntParamType)):
+        return "a whole number" + (" or \"full\"" if isinstance(parameter.type, BatchSize) else "")
+    return "a number" if isinstance(parameter.type, click.types.FloatParamType) else "a string"
+
+
+_OTHER_VARIABLES = ("DML_HPC_VENV", "DML_HPC_SLURM_MPI", "DML_HPC_TEST_DEADLINE_S", "DML_HPC_TEST_LIMIT_S")
+"""What the project's scripts read; no options."""
+
+
+def _check_environment(root: click.Command) -> None:
+    """Raise `UserError` for a ``DML_HPC_`` variable that no verb reads: it is mistyped, and would do nothing."""
+    known = {str(parameter.envvar) for verb in _commands(root) for parameter in _options(verb) if parameter.envvar}
+    for name in os.environ:
+        if name.startswith("DML_HPC_") and name not in known and name not in _OTHER_VARIABLES:
+            raise UserError(f"the environment variable {name} is no option{did_you_mean(name, known)}; "
+                            "unset it, or see --help")
+
+
+def _commands(command: click.Command) -> list[click.Command]:
+    if isinstance(command, click.Group):
+        return [verb for sub in command.commands.values() for verb in _commands(sub)]
+    return [command]
+
+
+def _check_record(path: Path) -> None:
+    """Raise `UserError` unless a record can be appended to ``path``, before the run spends any time."""
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--record: the folder {path.absolute().parent} does not exist; make it first (mkdir -p)")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise UserError(f"--record: {path} cannot be written; choose another file")
 
 
 def verb_path(ctx: click.Context) -> str:
@@ -119,7 +195,7 @@ _COMMON: tuple[Any, ...] = (
            callback=_load_config, help="Read options from FILE.toml, by their long names."),
     option("--progress/--no-progress", default=None, help="Show progress bars (default: when stderr is a terminal)."),
 )
-_DEADLINE = option("--deadline", type=click.FloatRange(min=0), default=DEFAULT_DEADLINE_S, metavar="SECONDS",
+_DEADLINE = option("--deadline", type=Finite(min=0), default=DEFAULT_DEADLINE_S, metavar="SECONDS",
                    help="End a job that waits longer than this for a rank, naming it (0: wait for ever).")
 
 
@@ -146,9 +222,9 @@ class Verb(click.Command):
         started = time.time()
         as_json, record = ctx.params.pop("as_json"), ctx.params.pop("record")
         progress = ctx.params.pop("progress")
-        if record is not None and not record.absolute().parent.is_dir():
-            raise UserError(f"--record: the folder {record.absolute().parent} does not exist; make it first (mkdir -p)")
         verb = verb_path(ctx)
+        if launch().rank == 0 and record is not None:  # the rank that will write it
+            _check_record(record)
 
         def finish(result: Result, rank: int, size: int) -> int:
             code = result.pop("exit_code", EXIT_OK)
@@ -175,7 +251,10 @@ class RanksVerb(Verb):
         """Run the verb on this rank and return its exit code."""
         from dml_hpc.mpi import guarded
 
-        callback, finish, arguments = self._prepare(ctx)
+        try:
+            callback, finish, arguments = self._prepare(ctx)
+        except UserError as error:
+            raise click.UsageError(str(error), ctx) from None
 
         def body(comm: Intracomm) -> int:
             result = callback(comm, Console(rank=comm.rank, **arguments), **ctx.params)
@@ -185,7 +264,8 @@ class RanksVerb(Verb):
 
 
 def run(root: click.Group, arguments: list[str] | None) -> int:
-    """Parse and run; a mistake on the command line is one line on stderr (from rank 0 alone) and exit code 2."""
+    """Parse and run; a mistake on the command line is one line on stderr, from one rank, and exit code 2."""
+    stop_on_signals()
     try:
         return root.main(args=arguments, prog_name="dml-hpc", standalone_mode=False) or EXIT_OK
     except click.exceptions.NoArgsIsHelpError as error:
@@ -194,15 +274,25 @@ def run(root: click.Group, arguments: list[str] | None) -> int:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" (see `{context.command_path} --help`)" if context is not None else ""
-        return _complain(" ".join(error.format_message().split()) + hint, EXIT_USER)
+        line = " ".join(error.format_message().split()) + hint
+        if launch().size > 1 and context is not None and isinstance(context.command, RanksVerb):
+            return _all_leave(line)
+        return _complain(line, EXIT_USER)
     except (UserError, JobError) as error:
         return _complain(str(error), error.exit_code)
     except OSError as error:
         from dml_hpc.mpi import describe
 
         return _complain(describe(error), EXIT_USER)
-    except (click.Abort, KeyboardInterrupt):
-        return _complain("interrupted", 128 + 2)
+    except Stopped as error:
+        return _complain(str(error), error.exit_code)
+
+
+def _all_leave(line: str) -> int:
+    """Collective: end every rank, those too that found nothing wrong with their command line."""
+    from dml_hpc.mpi import guarded
+
+    return guarded(lambda comm: EXIT_OK, failure=(line, EXIT_USER))
 
 
 def _complain(line: str, code: int) -> int:

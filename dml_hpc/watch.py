@@ -27,11 +27,12 @@ _ASK, _ANSWER = 1, 2
 
 
 class State(NamedTuple):
-    """Where a rank is: how many collectives it has entered, whether it waits in the last, and its line of code."""
+    """Where a rank is: collectives entered so far, whether it waits, its line of code, and how far it has got."""
 
     entered: int
     waiting: bool
     place: str
+    progress: int
 
 
 _watch: Watch | None = None
@@ -57,14 +58,24 @@ def watching(comm: Intracomm, deadline_s: float, on_stall: Callable[[str], None]
 
 
 @contextmanager
-def waiting(what: str) -> Iterator[None]:
-    """Mark the block as the collective called ``what``, in which this rank waits for others."""
-    if _watch is None:
+def waiting(what: str, counted: bool = True) -> Iterator[None]:
+    """Mark the block as waiting for other ranks in ``what``: a collective, or (not ``counted``) a message.
+
+    Only the outermost of nested blocks counts.
+    """
+    watch = _watch
+    if watch is None or watch.is_waiting:
         yield
         return
-    _watch.enter(what)
+    watch.enter(what, counted)
     yield
-    _watch.leave()
+    watch.leave()
+
+
+def progressed() -> None:
+    """Tell the watch that this rank, though others may wait for it, is getting on: their deadline starts anew."""
+    if _watch is not None:
+        _watch.progress += 1
 
 
 class Watch:
@@ -75,26 +86,39 @@ class Watch:
     """
 
     def __init__(self, comm: Intracomm, deadline_s: float, on_stall: Callable[[str], None]):
-        self._comm = comm.Dup()
+        self._comm = comm.Dup()  # made before it is watched: its messages are the watch's own
         self._deadline_s = deadline_s
         self._on_stall = on_stall
+        self.progress = 0
+        self._seen: dict[int, int] = {}
+        self._patience_from = 0.0
         self._entered = 0
         self._since: float | None = None
         self._what = ""
+        self._condemned = False
         self._main = threading.get_ident()
         self._ended = threading.Event()
         self._sent: list = []
         self._thread = threading.Thread(target=self._look, name="dml-hpc watch", daemon=True)
         self._thread.start()
 
-    def enter(self, what: str) -> None:
-        """This rank begins to wait for the others in the collective called ``what``."""
-        self._entered += 1
+    @property
+    def is_waiting(self) -> bool:
+        """Whether this rank is between `enter` and `leave`; asked from the watching thread it is always true,
+        as what that thread does is not watched.
+        """
+        return self._since is not None or threading.get_ident() != self._main
+
+    def enter(self, what: str, counted: bool = True) -> None:
+        """This rank begins to wait for others in ``what``, a collective if it is ``counted``."""
+        self._entered += counted
         self._what = what
         self._since = time.monotonic()
 
     def leave(self) -> None:
-        """The collective is over."""
+        """The waiting is over."""
+        if self._condemned:
+            threading.Event().wait()  # the job is being ended: nothing may be finished meanwhile
         self._since = None
 
     def close(self) -> None:
@@ -108,7 +132,7 @@ class Watch:
         while not self._ended.wait(POLL_S):
             self._answer()
             since = self._since
-            if since is not None and time.monotonic() - since > self._deadline_s:
+            if since is not None and time.monotonic() - max(since, self._patience_from) > self._deadline_s:
                 self._accuse(self._entered)
 
     def _answer(self) -> None:
@@ -118,7 +142,7 @@ class Watch:
         status = MPI.Status()
         while self._comm.Iprobe(MPI.ANY_SOURCE, _ASK, status):
             self._comm.recv(source=status.source, tag=_ASK)
-            state = State(self._entered, self._since is not None, self._place())
+            state = State(self._entered, self._since is not None, self._place(), self.progress)
             self._sent.append(self._comm.isend(state, status.source, _ANSWER))
 
     def _accuse(self, collective: int) -> None:
@@ -126,6 +150,11 @@ class Watch:
         states = self._ask(collective)
         if self._since is None or self._entered != collective:
             return  # it has come to an end after all
+        progress = {rank: state.progress for rank, state in states.items()}
+        if any(progress[rank] != self._seen.get(rank, 0) for rank in progress):
+            self._seen.update(progress)
+            self._patience_from = time.monotonic()  # slow, but getting on
+            return
         here = [rank for rank, state in states.items()
                 if state.entered > collective or (state.entered == collective and state.waiting)]
         if here and min(here) < self._comm.rank:
@@ -139,6 +168,7 @@ class Watch:
             else:
                 missing.append(f"rank {rank} does not answer: stopped, dead, or busy in compiled code")
         found = "; ".join(missing) or "all ranks are in it, so the transfer itself is this slow or stuck"
+        self._condemned = True
         self._on_stall(f"{self._what} (collective {collective}) did not end within {self._deadline_s:g} s: {found}; "
                        "the job ends (--deadline sets the limit)")
 

@@ -1,5 +1,12 @@
 """The innermost loops: each ``foo.py`` is the CPU kernel (Numba); its CUDA twin, where there is one, is ``foo.cu``."""
 
+from typing import Any
+
+
+def computable(stored: Any, wanted: Any) -> Any:
+    """Return the dtype in which kernels take data stored as ``stored``: itself, or ``wanted`` if it must be widened."""
+    return stored if str(stored) in ("float32", "float64") else wanted
+
 
 def start_compiler() -> None:
     """Load what Numba loads before its first kernel, a few tenths of a second.

@@ -35,7 +35,7 @@ def permute(i, length, key):
     x = np.uint64(i)
     while True:
         k = key
-        for _ in range(3):
+        for _ in range(6):
             k = _mix(k + _GOLDEN)
             x = (x + k) & mask
             x = (x * ((k >> np.uint64(20)) | _ONE)) & mask
@@ -74,3 +74,15 @@ def step_rows(first, length, shard, mine, step, steps, key, shuffle, rows, stops
     for s in range(1, len(stops)):
         stops[s] = max(stops[s], stops[s - 1])
     return count
+
+
+@njit(cache=True, nogil=True)
+def random_share(rows, rank, size, partition, order, start, out):
+    """Write places ``start`` … of a rank's share of ``rows`` rows, in its own random order, to ``out`` (int64).
+
+    The key ``partition`` deals the rows to ``size`` ranks at random, once and for all; ``order`` shuffles this
+    rank's share. Fills all of ``out``.
+    """
+    count = (rows - rank + size - 1) // size
+    for i in range(len(out)):
+        out[i] = permute(rank + size * permute(start + i, count, order), rows, partition)

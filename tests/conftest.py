@@ -90,32 +90,45 @@ Mpirun = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def mpirun() -> Iterator[Mpirun]:
-    """Return ``mpirun(n, *command, timeout_s=60, **environment)``: runs ``python *command`` on n ranks.
+def start_mpirun() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Return ``start(n, *command, **environment)``: starts ``python *command`` on n ranks and returns the process.
 
-    It takes the launcher beside this Python, else the one on PATH, and returns the completed process with its
-    output as text. When the time is up, the launcher and its ranks are killed and ``TimeoutExpired`` raised.
+    It takes the launcher beside this Python, else the one on PATH. After the test, what still runs is killed.
     """
     beside = Path(sys.executable).with_name("mpirun")
     launcher = str(beside) if beside.exists() else shutil.which("mpirun")
     if launcher is None:
         pytest.skip("there is no mpirun")
+    started: list[subprocess.Popen[str]] = []
+
+    def start(n: int, *command: object, **environment: str) -> subprocess.Popen[str]:
+        line = [launcher, "-n", str(n), sys.executable, *map(str, command)]
+        started.append(subprocess.Popen(
+            line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, **_SETTINGS, **environment}, start_new_session=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, 9)
+            process.communicate()
+
+
+@pytest.fixture
+def mpirun(start_mpirun: Callable[..., subprocess.Popen[str]]) -> Mpirun:
+    """Return ``mpirun(n, *command, timeout_s=60, **environment)``: runs ``python *command`` on n ranks to its end.
+
+    It returns the completed process with its output as text; when the time is up, ``TimeoutExpired`` is raised.
+    """
 
     def run(n: int, *command: object, timeout_s: float = 60,
             **environment: str) -> subprocess.CompletedProcess[str]:
-        line = [launcher, "-n", str(n), sys.executable, *map(str, command)]
-        process = subprocess.Popen(
-            line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, **_SETTINGS, **environment}, start_new_session=True)
-        try:
-            out, err = process.communicate(timeout=timeout_s)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, 9)
-                process.communicate()
-        return subprocess.CompletedProcess(line, process.returncode, out, err)
+        process = start_mpirun(n, *command, **environment)
+        out, err = process.communicate(timeout=timeout_s)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
-    yield run
+    return run
 
 
 # More ranks than cores, and root in a container: Open MPI wants to be told.

@@ -104,7 +104,7 @@ def check_horovod() -> Check:
     """Horovod, for those who run it already."""
     return _check_extra("horovod", "import horovod, horovod.torch as t\n"
                         "assert t.mpi_built(), 'built without MPI'\nprint(horovod.__version__)",
-                        "only for `--allreduce horovod`", "horovod")
+                        "optional; nothing uses it yet", "horovod")
 
 
 def check_gpu() -> Check:

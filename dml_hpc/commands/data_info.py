@@ -1,4 +1,4 @@
-"""``dml-hpc data info``: what a data set holds, and which of its files are missing or misshapen."""
+"""``dml-hpc data info``: what a data set holds, and which of its files are missing, misshapen or changed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dml_hpc.console import Console
+from dml_hpc.errors import EXIT_JOB, EXIT_OK
 
 if TYPE_CHECKING:
     from dml_hpc.data.dataset import Examination
@@ -20,7 +21,7 @@ def run(console: Console, data: Path) -> dict[str, Any]:
 
     Returns ``rows``, ``features``, ``nonzeros``, ``shards``, ``dtype``, ``problems`` (list of {file, where,
     problem}), ``label`` and ``columns`` as the manifest has them, the label with the ``counts`` of its values
-    (None: too many to count).
+    (None: too many to count). ``exit_code`` is 1 when there are problems.
     """
     from dml_hpc.data.dataset import examine, open_dataset
 
@@ -32,7 +33,8 @@ def run(console: Console, data: Path) -> dict[str, Any]:
     return {"rows": manifest.rows, "features": manifest.features, "nonzeros": manifest.nonzeros,
             "shards": len(manifest.shards), "dtype": manifest.dtype, "problems": found.problems,
             "label": {**asdict(manifest.label), "counts": counts},
-            "columns": [asdict(column) for column in manifest.columns]}
+            "columns": [asdict(column) for column in manifest.columns],
+            "exit_code": EXIT_JOB if found.problems else EXIT_OK}
 
 
 def _print(console: Console, data: Path, manifest: Manifest, found: Examination) -> None:

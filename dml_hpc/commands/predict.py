@@ -30,6 +30,7 @@ def run(comm: Intracomm, console: Console, model: Path, data: Path, output: Path
     """
     with agreed(comm):
         fitted = open_fitted(model, data)
+        fitted.dataset.pieces(*split(fitted.dataset.rows, comm.size, comm.rank))  # opens this rank's shards
         if comm.rank == 0:
             check_output(output, overwrite)
     start_compiler()

@@ -10,11 +10,12 @@ import numpy as np
 
 from dml_hpc.data.dataset import Dataset, open_dataset
 from dml_hpc.errors import UserError
-from dml_hpc.kernels import glm
+from dml_hpc.kernels import computable, glm
 from dml_hpc.layout import split
 from dml_hpc.objectives import open_objective
 from dml_hpc.objectives.objective import Objective
 from dml_hpc.store.model import LinearModel, read_model
+from dml_hpc.watch import progressed
 
 BLOCK_ROWS = 1 << 16
 """Rows scored at a time: bounds memory, whatever the data's size."""
@@ -44,8 +45,7 @@ def open_fitted(model: Path, data: Path) -> Fitted:
 def warm_up(fitted: Fitted) -> None:
     """Have the scoring kernel compiled, or read from Numba's cache, by running it on no rows."""
     kind = fitted.model.weights.dtype
-    stored = np.dtype(fitted.dataset.manifest.dtype)
-    X = np.empty((0, fitted.dataset.features), stored if stored in (np.float32, np.float64) else kind)
+    X = np.empty((0, fitted.dataset.features), computable(np.dtype(fitted.dataset.manifest.dtype), kind))
     glm.scores(X, fitted.model.weights, np.empty(0, kind))
 
 
@@ -55,6 +55,10 @@ def score_blocks(fitted: Fitted, rank: int, size: int) -> Iterator[tuple[np.ndar
     start, stop = split(fitted.dataset.rows, size, rank)
     for piece in fitted.dataset.pieces(start, stop, BLOCK_ROWS):
         scores = np.empty(len(piece.y), weights.dtype)
-        X = piece.X if piece.X.dtype in (np.float32, np.float64) else piece.X.astype(weights.dtype)
-        glm.scores(X, weights, scores)
+        glm.scores(piece.X.astype(computable(piece.X.dtype, weights.dtype), copy=False), weights, scores)
+        bad = np.flatnonzero(~np.isfinite(scores))
+        if len(bad):
+            raise UserError(f"{fitted.dataset.path}: the score of row {piece.first + int(bad[0])} is "
+                            f"{scores[bad[0]]}; its features hold NaN, infinity or values beyond {weights.dtype}")
+        progressed()
         yield scores, piece.y

@@ -11,7 +11,7 @@ import numpy as np
 from dml_hpc.comm import open_reducer
 from dml_hpc.comm.clock import Clock
 from dml_hpc.console import Console
-from dml_hpc.data.batches import Batches
+from dml_hpc.data.batches import Batches, RandomShare
 from dml_hpc.data.dataset import Dataset, open_dataset
 from dml_hpc.errors import AgreedError, UserError
 from dml_hpc.files import check_output
@@ -33,9 +33,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "average": {"batch_size": None, "step_size": 0.002, "schedule": "constant", "momentum": 0.0, "warmup": 0.0},
 }
 """What an option means when it is not given, by algorithm."""
-
-_AVERAGING_BATCH = 8192
-"""Rows of all ranks between two looks at the clock; the algorithm itself knows no batches."""
 
 
 def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objective: str, algorithm: str,
@@ -59,22 +56,26 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
         if comm.rank == 0:
             check_output(output, overwrite)
     sequential = algorithm == "average"
-    rows_a_step = _AVERAGING_BATCH if sequential else settings["batch_size"]
-    kind = np.dtype(dtype)
+    rows_a_step = None if settings["batch_size"] == "full" else settings["batch_size"]
+    kind, stored = np.dtype(dtype), np.dtype(dataset.manifest.dtype)
     start_compiler()
     with first_on_node(comm):  # the first rank fills Numba's cache, the others load it
-        batches = Batches(dataset, None if rows_a_step == "full" else rows_a_step, comm.rank, comm.size, seed, shuffle)
+        batches = Batches(dataset, rows_a_step, comm.rank, comm.size, seed, shuffle)
         scaling = _scaling(dataset, scale, intercept, kind)
-        problem = Problem(goal, batches, scaling, {}, dataset.rows, dataset.features, l2, kind)
-        compile_kernels(problem, sequential)
+        problem = Problem(goal, batches, scaling, {}, dataset.offsets, dataset.rows, dataset.features, l2, kind)
+        compile_kernels(problem, stored, sequential)
+    share = RandomShare(dataset.rows, comm.rank, comm.size, seed, shuffle)
     with agreed(comm):
-        problem.arrays = open_arrays(dataset, batches, goal, classes, kind)
-    all_steps = batches.steps * epochs if steps is None else steps
+        # Averaging deals rows at random, wherever they are stored; batches take a contiguous range.
+        shards = range(len(dataset.manifest.shards)) if sequential else batches.shards
+        problem.arrays = open_arrays(dataset, shards, goal, classes, kind)
+    steps_per_epoch = share.steps if sequential else batches.steps
+    all_steps = steps_per_epoch * epochs if steps is None else steps
 
     console.say(f"train    {objective} on {data}: {dataset.rows:,} rows × {dataset.features} features, "
                 f"{comm.size} rank{'s' * (comm.size > 1)}, {algorithm} with the {allreduce} all-reduce")
     weights = np.zeros(dataset.features + 1, kind)
-    clock = Clock(batches.steps)
+    clock = Clock(steps_per_epoch)
     started = time.perf_counter()
     bar = console.bar(all_steps, "training")
 
@@ -83,7 +84,7 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
 
     with open_reducer(allreduce, comm, dataset.features + 2, dtype, fan_in=fan_in) as reducer:
         if sequential:
-            losses = train_average(reducer, problem, weights, settings["step_size"], all_steps, clock, on_step)
+            losses = train_average(reducer, problem, share, weights, settings["step_size"], all_steps, clock, on_step)
         else:
             plan = Schedule(settings["schedule"], settings["step_size"], all_steps, batches.steps, settings["warmup"])
             losses = train_sync(reducer, problem, weights, plan, settings["momentum"], clock, on_step)
@@ -94,12 +95,13 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
     bar.close(f"loss {loss:.4f}")
     digest = _same_everywhere(comm, raw)
 
-    examples = round(dataset.rows * all_steps / batches.steps)
-    splits = comm.allgather({**clock.seconds, "rows": batches.count, "work_s": work_s, "bytes_sent": bytes_sent})
+    examples = round(dataset.rows * all_steps / steps_per_epoch)
+    own_rows = share.count if sequential else batches.count
+    splits = comm.allgather({**clock.seconds, "rows": own_rows, "work_s": work_s, "bytes_sent": bytes_sent})
     work_s = max(split["work_s"] for split in splits)
     result = {
         "objective": objective, "algorithm": algorithm, "allreduce": allreduce, "device": "cpu",
-        "steps": all_steps, "epochs": epochs if steps is None else all_steps / batches.steps, "examples": examples,
+        "steps": all_steps, "epochs": epochs if steps is None else all_steps / steps_per_epoch, "examples": examples,
         "examples_per_s": examples / work_s, "loss": loss, "losses": losses, "weights_digest": digest,
         "time_split": {key: max(split[key] for split in splits)
                        for key in ("read", "compute", "communicate", "wait")},
@@ -109,16 +111,23 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
     }
     with agreed(comm):
         if comm.rank == 0:
-            training = {key: result[key] for key in result if key not in ("time_split", "per_rank", "work_s",
-                                                                          "examples_per_s", "weights_digest")}
-            training["ranks"] = comm.size
+            training = {key: value for key, value in result.items() if key not in _OF_THE_RUN} | {"ranks": comm.size}
             write_model(output, LinearModel(objective, raw, dataset.manifest.feature_names, label.name, classes,
                                             label.names, training))
-    shares = result["time_split"]
-    console.say(f"trained  {all_steps:,} steps, {examples:,} examples in {work_s:.2f} s "
-                f"({examples / work_s:,.0f} examples/s): " + ", ".join(f"{k} {v:.2f} s" for k, v in shares.items()))
-    console.say(f"model    {output}: training loss {loss:.5f}, weights {digest[:16]}…")
+    _tell(console, result)
     return result
+
+
+_OF_THE_RUN = ("time_split", "per_rank", "work_s", "examples_per_s", "weights_digest")
+"""What says how the run went, not how the model came about; two runs may differ in it and give the same model."""
+
+
+def _tell(console: Console, result: dict[str, Any]) -> None:
+    shares = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result["time_split"].items())
+    console.say(f"trained  {result['steps']:,} steps, {result['examples']:,} examples in {result['work_s']:.2f} s "
+                f"({result['examples_per_s']:,.0f} examples/s): {shares}")
+    console.say(f"model    {result['model']}: training loss {result['loss']:.5f}, "
+                f"weights {result['weights_digest'][:16]}…")
 
 
 def _settings(algorithm: str, **given: Any) -> dict[str, Any]:
@@ -143,7 +152,11 @@ def _scaling(dataset: Dataset, scale: bool, intercept: bool, dtype: np.dtype) ->
 def _final_loss(comm: Intracomm, problem: Problem, raw: np.ndarray) -> float:
     """Return the mean loss of all rows under the final weights, without the penalty: one more pass over the data."""
     own = problem.loss_and_gradient(problem.batches.everything(), raw, np.zeros_like(raw))
-    return comm.allreduce(own) / problem.rows
+    loss = comm.allreduce(own) / problem.rows
+    if not (np.isfinite(loss) and np.isfinite(raw).all()):
+        raise AgreedError(f"training ended with a loss of {loss} and weights that are not all finite: the step size is "
+                          "too large for this data (try a tenth of it); the model is not saved", 0, 1)
+    return loss
 
 
 def _same_everywhere(comm: Intracomm, weights: np.ndarray) -> str:

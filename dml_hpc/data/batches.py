@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dml_hpc.data.dataset import Dataset
-from dml_hpc.kernels.sampling import step_rows
+from dml_hpc.kernels.sampling import random_share, step_rows
 from dml_hpc.layout import bound, split
 
 MOST_STRIPES = 1024
@@ -70,7 +70,7 @@ class Batches:
         Over the ``steps`` of an epoch every row comes exactly once. The arrays are views on one buffer, valid
         until the next call.
         """
-        key = np.uint64((self._seed * 0x9E3779B97F4A7C15 + epoch * 0xD1B54A32D192ED03) & 0xFFFFFFFFFFFFFFFF)
+        key = _key(self._seed, epoch)
         count = step_rows(self._first, self._length, self._shard, self._mine, step, self.steps, key,
                           self._shuffle, self._rows, self._stops)
         parts, start = [], 0
@@ -86,3 +86,40 @@ class Batches:
         high = [min(self.range[1], stop) - start
                 for start, stop in zip(self._offsets[:-1], self._offsets[1:], strict=True)]
         return [Part(s, np.arange(low[s], high[s])) for s in self.shards if high[s] > low[s]]
+
+
+class RandomShare:
+    """A rank's random share of the rows, in a new random order every epoch.
+
+    The partition and the local shuffles of SimuParallelSGD: the shares of the ``size`` ranks differ by one row at most
+    and stay the same over the epochs. An epoch is cut into ``steps`` chunks of at most `CHUNK_ROWS` rows, the same
+    number on every rank. ``count`` is the number of this rank's rows.
+    """
+
+    CHUNK_ROWS = 2048
+
+    def __init__(self, rows: int, rank: int, size: int, seed: int = 0, shuffle: bool = True):
+        self.count = len(range(rank, rows, size))
+        self.steps = max(1, -(-len(range(0, rows, size)) // self.CHUNK_ROWS))
+        self._place = rows, rank, size
+        self._seed = seed
+        self._shuffle = shuffle
+        self._rows = np.empty(min(self.count, self.CHUNK_ROWS), np.int64)
+
+    def take(self, epoch: int, step: int) -> np.ndarray:
+        """Return the global numbers (count,) int64 of the rows of a chunk, in the order in which to visit them.
+
+        Without ``shuffle`` these are every ``size``-th row, in storage order. The array is valid until the next call.
+        """
+        start, stop = split(self.count, self.steps, step)
+        chunk = self._rows[:stop - start]
+        rows, rank, size = self._place
+        if self._shuffle:
+            random_share(rows, rank, size, _key(self._seed, 0), _key(self._seed, epoch + 1), start, chunk)
+        else:
+            chunk[:] = rank + size * np.arange(start, stop)
+        return chunk
+
+
+def _key(seed: int, epoch: int) -> np.uint64:
+    return np.uint64((seed * 0x9E3779B97F4A7C15 + epoch * 0xD1B54A32D192ED03) & 0xFFFFFFFFFFFFFFFF)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dml_hpc.data.manifest import Manifest, read_manifest
-from dml_hpc.data.shard import open_shard
+from dml_hpc.data.shard import file_sha256, open_shard
 from dml_hpc.errors import UserError
 
 
@@ -40,7 +40,8 @@ class Dataset:
         """Return ``X`` (rows of the shard, features) and ``y`` of one shard; see `open_shard`."""
         if index not in self._opened:
             entry = self.manifest.shards[index]
-            self._opened[index] = open_shard(self.path / entry.file, entry.rows, self.features)
+            self._opened[index] = open_shard(self.path / entry.file, entry.rows, self.features,
+                                             self.manifest.dtype)
         return self._opened[index]
 
     def ranges(self, start: int, stop: int, most_rows: int | None = None) -> list[tuple[int, int]]:
@@ -79,16 +80,21 @@ class Examination(NamedTuple):
 
 
 def examine(dataset: Dataset) -> Examination:
-    """Open every shard and read its labels, not its ``X``; what is missing or misshapen is reported."""
+    """Open every shard, count its labels and compare its SHA-256; what is missing, misshapen or changed is reported."""
     problems: list[dict[str, str]] = []
     values = dataset.manifest.label.values
     counts = dict.fromkeys(values, 0) if values is not None else None
     for index, entry in enumerate(dataset.manifest.shards):
         try:
             y = dataset.shard(index)[1]
-        except UserError as error:
+            digest = file_sha256(dataset.path / entry.file)
+        except (UserError, OSError) as error:
             problems.append({"file": entry.file, "where": "file", "problem": str(error)})
             continue
+        if digest != entry.sha256:
+            problems.append({"file": entry.file, "where": "checksum", "problem":
+                             f"{dataset.path / entry.file} has changed since it was imported: its SHA-256 is not that "
+                             f"of its manifest; import the data again"})
         if counts is not None:
             for value, count in zip(*np.unique(y, return_counts=True), strict=True):
                 counts[float(value)] = counts.get(float(value), 0) + int(count)

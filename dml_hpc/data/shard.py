@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import shutil
 from pathlib import Path
 from types import TracebackType
 
@@ -11,9 +14,12 @@ import numpy as np
 
 from dml_hpc.data.manifest import ShardEntry
 from dml_hpc.errors import UserError
+from dml_hpc.files import HDF5_ERRORS, first_line
 from dml_hpc.layout import split
 
 ALIGNMENT_BYTES = 4096
+MOST_COMPRESSED = 1100
+"""How many bytes one stored byte can stand for: deflate, the densest common filter, reaches 1032."""
 
 
 class ShardWriter:
@@ -55,10 +61,17 @@ class ShardWriter:
 
 
 class ShardSeries:
-    """Writes ``rows`` rows into a folder as ``shards`` files of nearly equal length; some may be empty."""
+    """Writes ``rows`` rows into a folder as ``shards`` files of nearly equal length; some may be empty.
+
+    Raises `OSError` at once when the disk has no room for them.
+    """
 
     def __init__(self, folder: Path, rows: int, features: int, dtype: str, shards: int):
         folder.mkdir(parents=True, exist_ok=True)
+        # Known beforehand: HDF5 may crash when it closes a file on a disk that is full.
+        disk = shutil.disk_usage(folder)
+        if disk.total and disk.free < rows * features * np.dtype(dtype).itemsize + shards * 4 * ALIGNMENT_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.folder = folder
         self.free = rows
         """How many rows are still to come."""
@@ -99,37 +112,51 @@ class ShardSeries:
         self._writer.__exit__(kind, error, trace)
 
 
-def open_shard(path: Path, rows: int, features: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``X`` (rows, features) and ``y`` (rows,) of a shard.
+def open_shard(path: Path, rows: int, features: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``X`` (rows, features) of ``dtype`` and ``y`` (rows,) of a shard, both in native byte order.
 
     Contiguous, uncompressed, native data is memory-mapped (private, so writing to it never reaches the file);
     anything else is read into memory. Raises `UserError` when the file is missing, no HDF5, or does not have the
-    shape the manifest promises.
+    shape and type the manifest promises; nothing is read or mapped before that is known.
     """
     try:
+        if not path.is_file():
+            raise UserError(f"{path} is missing, though its manifest names it; import the data again")
         # Read-only and without locks: shards on network file systems that refuse locks stay readable.
         with h5py.File(path, "r", locking=False) as file:
-            if "X" not in file or "y" not in file:
-                raise UserError(f"{path} is no shard: it has no dataset {'X' if 'X' not in file else 'y'}")
-            X, y = _array(path, file["X"]), _array(path, file["y"])
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing, though its manifest names it; import the data again") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read as HDF5: {str(error).splitlines()[0]}") from None
-    if X.shape != (rows, features) or y.shape != (rows,):
-        raise UserError(f"{path} holds X {X.shape} and y {y.shape}, its manifest says {(rows, features)}")
-    return X, y
+            X, y = _dataset(path, file, "X"), _dataset(path, file, "y")
+            if X.shape != (rows, features) or y.shape != (rows,):
+                raise UserError(f"{path} holds X {X.shape} and y {y.shape}, its manifest says {(rows, features)}")
+            if X.dtype.newbyteorder("=") != np.dtype(dtype) or y.dtype.kind not in "fiu" or y.dtype.itemsize > 8:
+                raise UserError(f"{path} holds X of {X.dtype} and y of {y.dtype}, its manifest says {dtype}")
+            return _array(path, X), _array(path, y)
+    except HDF5_ERRORS as error:
+        raise UserError(f"{path} cannot be read as HDF5: {first_line(error)}") from None
+
+
+def _dataset(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
+    if name not in file:
+        raise UserError(f"{path} is no shard: it has no dataset {name}")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise UserError(f"{path} is no shard: {name} is no dataset")
+    if dataset.is_virtual or dataset.external or dataset.file.filename != file.filename:
+        raise UserError(f"{path} is no shard: it keeps {name} in another file")
+    return dataset
 
 
 def _array(path: Path, dataset: h5py.Dataset) -> np.ndarray:
+    native = dataset.dtype.newbyteorder("=")
+    if not dataset.size:
+        return np.empty(dataset.shape, native)
     offset = dataset.id.get_offset()
-    mappable = (offset is not None and dataset.dtype.isnative and dataset.size
-                and offset % dataset.dtype.itemsize == 0 and dataset.dtype.kind == "f")
-    if mappable:
-        if offset + dataset.nbytes > path.stat().st_size:
-            raise UserError(f"{path} is cut short: {dataset.name} ends beyond the end of the file")
+    if offset is not None and offset + dataset.nbytes > path.stat().st_size:
+        raise UserError(f"{path} is cut short: {dataset.name} ends beyond the end of the file")
+    if dataset.nbytes > MOST_COMPRESSED * dataset.id.get_storage_size():
+        raise UserError(f"{path} is cut short: it does not hold all that {dataset.name} claims")
+    if offset is not None and dataset.dtype.isnative and offset % native.itemsize == 0 and native.kind == "f":
         return np.memmap(path, dataset.dtype, "c", offset, dataset.shape).view(np.ndarray)
-    return dataset[()]
+    return dataset[()].astype(native, copy=False)
 
 
 def file_sha256(path: Path) -> str:

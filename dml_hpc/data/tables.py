@@ -78,10 +78,25 @@ class Table:
         before = 0
         for source in self.sources:
             rows = 0
-            for batch, position in source.read(numeric):
-                yield _plain(batch, numeric, source, rows), before + position
-                rows += batch.num_rows
+            try:
+                for batch, position in source.read(numeric):
+                    yield _plain(batch, numeric, source, rows), before + position
+                    rows += batch.num_rows
+            except _TextError as text:
+                raise self._text_in(text) from None
             before += source.bytes
+
+    def _text_in(self, text: _TextError) -> UserError:
+        column, value, row = text.args
+        value = value if len(value) <= 40 else value[:40] + "…"
+        kind = self.kinds[column]
+        if kind == TEXT:
+            return UserError(f"column '{column}' was promised numeric but holds text ('{value}', {row}); "
+                             "name it in --categorical or leave it out")
+        # Read as numbers because it began as such; nobody promised it. It may be the label, which has no option.
+        return UserError(f"column '{column}' looked {kind} in the file's first rows but holds text ('{value}', {row}) "
+                         "later; name it in --categorical (or, where it is the label, mend that value: a label is "
+                         "all numbers or all words)")
 
 
 def open_table(paths: Sequence[Path]) -> Table:
@@ -238,15 +253,13 @@ class _readable:  # noqa: N801 -- reads as a statement: `with _readable(path):`
             row = f"row {int(where[2]):,} of {self.path}" if where[2] else str(self.path)
             value = re.fullmatch(r"invalid value '(.*)'", where[3])
             if value:
-                raise _text_in(column, value[1], row) from None
+                raise _TextError(column, value[1], row) from None
             raise UserError(f"column '{column}', {row}: {where[3]}; CSV is to be UTF-8") from None
         raise UserError(f"{self.path} cannot be read: {text[:200] or type(error).__name__}") from None
 
 
-def _text_in(column: str, value: str, row: str) -> UserError:
-    value = value if len(value) <= 40 else value[:40] + "…"
-    return UserError(f"column '{column}' was promised numeric but holds text ('{value}', {row}); "
-                     f"name it in --categorical or leave it out")
+class _TextError(Exception):
+    """Text in a column that is read as numbers: (column, value, row)."""
 
 
 def _plain(batch: Any, numeric: Mapping[str, bool], source: Source, row: int) -> Any:
@@ -270,7 +283,7 @@ def _as_float(array: Any, name: str, source: Source, row: int) -> Any:
             try:
                 pa.scalar(word).cast(pa.float64())
             except pa.ArrowInvalid:
-                raise _text_in(name, str(word), f"row {row + i + 1:,} of {source.path}") from None
+                raise _TextError(name, str(word), f"row {row + i + 1:,} of {source.path}") from None
         raise
     if np.isinf(values.to_numpy(zero_copy_only=False)).any():
         raise UserError(f"column '{name}' of {source.path} holds an infinite value; mend it or leave it out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dml_hpc.errors import UserError
 from dml_hpc.kernels import glm
 from dml_hpc.objectives.objective import Objective
 
@@ -19,6 +20,9 @@ class Linear(Objective):
 
     def targets(self, y: np.ndarray, classes: list[float] | None, dtype: np.dtype) -> np.ndarray:
         """See `Objective.targets`."""
+        strange = np.flatnonzero(~np.isfinite(y))
+        if len(strange):
+            raise UserError(f"the label of row {strange[0]} is {y[strange[0]]}, which is no number to learn")
         return y.astype(dtype, copy=False)
 
     def summed_loss(self, scores: np.ndarray, targets: np.ndarray) -> float:

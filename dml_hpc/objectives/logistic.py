@@ -29,7 +29,12 @@ class Logistic(Objective):
     def targets(self, y: np.ndarray, classes: list[float] | None, dtype: np.dtype) -> np.ndarray:
         """See `Objective.targets`."""
         assert classes is not None
-        return (y == classes[1]).astype(dtype)
+        positive = y == classes[1]
+        strange = np.flatnonzero(~positive & (y != classes[0]))
+        if len(strange):
+            raise UserError(f"the label of row {strange[0]} is {y[strange[0]]:g}, which is none of the classes "
+                            f"{classes[0]:g} and {classes[1]:g}")
+        return positive.astype(dtype)
 
     def summed_loss(self, scores: np.ndarray, targets: np.ndarray) -> float:
         """See `Objective.summed_loss`."""

@@ -30,7 +30,7 @@ class Objective(ABC):
 
     @abstractmethod
     def targets(self, y: np.ndarray, classes: list[float] | None, dtype: np.dtype) -> np.ndarray:
-        """Return the y of ℓ(s, y) for labels ``y`` as an array of ``dtype``."""
+        """Return the y of ℓ(s, y) for labels ``y`` as an array of ``dtype``; `UserError` names one that has none."""
 
     @abstractmethod
     def summed_loss(self, scores: np.ndarray, targets: np.ndarray) -> float:

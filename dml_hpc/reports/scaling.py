@@ -11,8 +11,13 @@ from typing import Any
 
 Record = dict[str, Any]
 
-JOB_KEYS = ("command", "objective", "algorithm", "allreduce", "device", "data", "k", "method", "batch_size", "epochs")
+JOB_KEYS = ("command", "objective", "algorithm", "allreduce", "device", "data", "rows", "features", "k", "method",
+            "batch_size", "epochs", "repeats", "schedule", "momentum", "dtype", "fan_in", "scale", "intercept",
+            "shuffle")
 """Runs that agree in all of these did the same work and may be compared at different numbers of ranks."""
+TITLE_KEYS = ("command", "objective", "algorithm", "allreduce", "device", "data", "k", "method", "batch_size",
+              "epochs", "dtype")
+"""What names a job; of the others only those in which it differs from its peers."""
 
 PHASES = ("read", "compute", "communicate", "wait")
 NOT_SCALED = ("doctor", "data", "report", "slurm")
@@ -153,7 +158,7 @@ def _group(runs: Sequence[Record], short: str, left_out: Counter[str]) -> Group:
         points.append(Point(
             ranks, len(times), median(times), min(times), max(times), _split(repeats),
             speedup, speedup / ideal, karp_flatt(speedup, ideal) if ranks > base else None))
-    label = ", ".join(_setting(key, value) for key, value in _settings(runs[0]).items())
+    label = ", ".join(dict.fromkeys([*_title(runs[0]), *short.split(", ")]))
     return Group(label, short, clock, base, tuple(points), _verdict(points))
 
 
@@ -225,7 +230,7 @@ def _bench(runs: Sequence[Record], left_out: Counter[str]) -> Bench | None:
                           median(bandwidths) if bandwidths else None,
                           sum(int(_number(one.get("errors")) or 0) for one in repeats)))
     ranks = runs[0]["ranks"]
-    label = ", ".join([*(_setting(*item) for item in _settings(runs[0]).items()), count(ranks, "rank")])
+    label = ", ".join([*_title(runs[0]), count(ranks, "rank")])
     return Bench(label, ranks, tuple(cells), _fastest(cells))
 
 
@@ -242,6 +247,10 @@ def _fastest(cells: Sequence[Cell]) -> str:
 
 def _settings(record: Record) -> Record:
     return {key: record[key] for key in JOB_KEYS if record.get(key) is not None}
+
+
+def _title(record: Record) -> list[str]:
+    return [_setting(key, value) for key, value in _settings(record).items() if key in TITLE_KEYS]
 
 
 def _job(record: Record) -> tuple[str, ...]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,12 @@ import numpy as np
 
 from dml_hpc import __version__
 from dml_hpc.errors import UserError
-from dml_hpc.files import replaced_file
+from dml_hpc.files import HDF5_ERRORS, first_line, replaced_file
 
 FORMAT = 1
+KIND = "dml-hpc model"
+CLASSES = {"linear": None, "logistic": 2}
+"""How many classes a model has, by its objective."""
 
 
 @dataclass
@@ -49,9 +54,11 @@ def weights_digest(weights: np.ndarray) -> str:
 
 def write_model(path: Path, model: LinearModel) -> None:
     """Write the model file whole or not at all; what stood at ``path`` is replaced."""
-    with replaced_file(path) as partial, h5py.File(partial, "w") as file:
+    image = io.BytesIO()
+    # In memory first: HDF5 that cannot write what it holds when it closes a file (a full disk) may crash.
+    with h5py.File(image, "w") as file:
         file.attrs["format"] = FORMAT
-        file.attrs["kind"] = "dml-hpc model"
+        file.attrs["kind"] = KIND
         file.attrs["dml_hpc_version"] = __version__
         file.attrs["objective"] = model.objective
         file.attrs["label"] = model.label
@@ -61,33 +68,68 @@ def write_model(path: Path, model: LinearModel) -> None:
         file.attrs["training"] = json.dumps(model.training)
         file["weights"] = model.weights.astype(model.weights.dtype.newbyteorder("<"))
         file.create_dataset("feature_names", data=model.feature_names, dtype=h5py.string_dtype())
+    with replaced_file(path) as partial:
+        partial.write_bytes(image.getbuffer())
 
 
 def read_model(path: Path) -> LinearModel:
     """Return the model in a file.
 
-    Raises `UserError` when there is none, or its weights are not those it was saved with.
+    Raises `UserError` when there is none, or it is not as `write_model` writes it.
     """
     if not path.is_file():
         raise UserError(f"{path} is no model file; `dml-hpc train … -o {path}` makes one")
     try:
         with h5py.File(path, "r", locking=False) as file:
-            if file.attrs.get("kind") != "dml-hpc model":
+            if not isinstance(kind := file.attrs.get("kind"), str) or kind != KIND:
                 raise UserError(f"{path} holds no dml-hpc model; `dml-hpc train` makes one")
             if file.attrs["format"] != FORMAT:
                 raise UserError(f"{path} has format {file.attrs['format']}, this version reads {FORMAT}")
+            weights, names = _vector(file, "weights"), _vector(file, "feature_names")
             model = LinearModel(
-                objective=str(file.attrs["objective"]),
-                weights=file["weights"][()].astype(file["weights"].dtype.newbyteorder("=")),
-                feature_names=[name.decode() for name in file["feature_names"][()]],
-                label=str(file.attrs["label"]),
+                objective=file.attrs["objective"],
+                weights=weights.astype(weights.dtype.newbyteorder("=")),
+                feature_names=[name.decode() for name in names],
+                label=file.attrs["label"],
                 classes=json.loads(file.attrs["classes"]),
                 class_names=json.loads(file.attrs["class_names"]),
                 training=json.loads(file.attrs["training"]),
             )
             digest = file.attrs["weights_digest"]
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a model: {str(error).splitlines()[0]}") from None
-    if model.digest != digest or len(model.feature_names) + 1 != len(model.weights):
-        raise UserError(f"{path} is damaged: its weights are not those it was saved with; train the model again")
+        damage = _damage(model, digest)
+    except HDF5_ERRORS as error:
+        raise UserError(f"{path} cannot be read as a model: {first_line(error)}") from None
+    if damage:
+        raise UserError(f"{path} is damaged: {damage}; train the model again")
     return model
+
+
+def _vector(file: h5py.File, name: str) -> np.ndarray:
+    dataset = file[name]
+    # What is not stored is not read: a claim of more than the file holds would only fill memory.
+    if dataset.ndim != 1 or dataset.id.get_storage_size() < dataset.nbytes:
+        raise ValueError(f"{name} is no whole vector")
+    return dataset[()]
+
+
+def _damage(model: LinearModel, digest: object) -> str | None:
+    """Return what `write_model` would not have written, None for a whole model."""
+    weights, classes, words = model.weights, model.classes, model.class_names
+    if weights.dtype not in (np.float32, np.float64) or len(model.feature_names) + 1 != len(weights):
+        return f"{len(weights)} weights of {weights.dtype} for {len(model.feature_names)} features"
+    if model.digest != digest:
+        return "its weights are not those it was saved with"
+    if not np.isfinite(weights).all():
+        return f"its weights hold {'NaN' if np.isnan(weights).any() else 'infinity'}"
+    if model.objective not in CLASSES:
+        return f"its objective {model.objective!r} is not known"
+    finite = isinstance(classes, list) and all(
+        type(value) in (int, float) and math.isfinite(value) for value in classes)
+    count = len(classes) if finite and classes is not None else None
+    if count != CLASSES[model.objective] or (classes is not None and not finite):
+        return f"its classes do not fit the objective {model.objective}"
+    if words is not None and not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+        return "its class names are no words"
+    if not isinstance(model.label, str) or not isinstance(model.training, dict):
+        return "its label or training is not described as it should be"
+    return None

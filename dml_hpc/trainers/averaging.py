@@ -1,7 +1,7 @@
 """``average``: SimuParallelSGD. Each rank runs sequential SGD over its own rows; the models are averaged once.
 
-Zinkevich, Weimer, Li and Smola, *Parallelized Stochastic Gradient Descent*, NIPS 2010, algorithm 3: partition,
-shuffle locally, one example at a time with a constant step size, one average at the end.
+Zinkevich, Weimer, Li and Smola, *Parallelized Stochastic Gradient Descent*, NIPS 2010, algorithm 3: deal the rows to
+the ranks at random, shuffle locally, learn from one example at a time with a constant step size, average at the end.
 """
 
 from __future__ import annotations
@@ -13,42 +13,39 @@ import numpy as np
 
 from dml_hpc.comm.clock import Clock
 from dml_hpc.comm.reducer import Reducer
+from dml_hpc.data.batches import RandomShare
 from dml_hpc.errors import JobError
 from dml_hpc.trainers.problem import Problem
 
 
-def train_average(reducer: Reducer, problem: Problem, weights: np.ndarray, step_size: float, steps: int,
-                  clock: Clock, on_step: Callable[[int, float], None]) -> list[float]:
-    """Collective: train on this rank's rows from ``weights`` (features + 1), then average over the ranks, in place.
+def train_average(reducer: Reducer, problem: Problem, share: RandomShare, weights: np.ndarray, step_size: float,
+                  steps: int, clock: Clock, on_step: Callable[[int, float], None]) -> list[float]:
+    """Collective: train on this rank's ``share`` from ``weights`` (features + 1), then average, in place.
 
-    Afterwards every rank holds the average of those ranks that have rows. ``steps`` counts batches of the
-    schedule; a rank takes one SGD step for each of its rows in them. ``reducer`` sums features + 2 elements: the
-    weights and, last, 1 for a rank with rows. ``on_step(rows, loss)`` is told this rank's rows and their mean
-    loss before each was learnt from. Returns this rank's mean loss of each epoch. Raises `JobError` on a rank
-    whose weights are no longer finite.
+    Afterwards every rank holds the average of those ranks that have rows. ``steps`` counts the share's chunks; a
+    rank takes one SGD step for each of its rows in them. ``problem.arrays`` holds every shard. ``reducer`` sums
+    features + 2 elements: the weights and, last, 1 for a rank with rows. ``on_step(rows, loss)`` is told this rank's
+    rows and their mean loss, each before it was learnt from. Returns the mean of those losses over all ranks,
+    by epoch. Raises `JobError` on a rank whose loss is no longer finite.
     """
-    batches, scaling = problem.batches, problem.scaling
-    losses, loss_sum, seen = [], 0.0, 0
+    scaling = problem.scaling
+    met = np.zeros((-(-steps // share.steps), 2))  # by epoch: summed loss, rows
+    examples = _Examples(problem)
     clock.start()
     for step in range(steps):
-        parts, count = batches.take(*divmod(step, batches.steps))
+        rows = share.take(*divmod(step, share.steps))
+        X, y = examples.gather(rows)
         clock.lap("read")
-        loss = 0.0
-        for part in parts:
-            X, y = problem.arrays[part.shard]
-            loss += problem.objective.sequential_sgd(X, y, part.rows, scaling.shift, scaling.scale, weights,
-                                                     step_size, problem.l2)
+        loss = problem.objective.sequential_sgd(X, y, examples.order[:len(y)], scaling.shift, scaling.scale, weights,
+                                                step_size, problem.l2)
         if not math.isfinite(loss):
-            raise JobError(f"the loss became {loss} in batch {step + 1}: the step size {step_size:.3g} is too large "
-                           "for this data (try a tenth of it), or the data holds NaN or infinity")
-        own = sum(len(part.rows) for part in parts)
-        loss_sum, seen = loss_sum + loss, seen + own
-        on_step(count, loss / max(own, 1))
-        if (step + 1) % batches.steps == 0 or step + 1 == steps:
-            losses.append(loss_sum / max(seen, 1))
-            loss_sum, seen = 0.0, 0
+            raise JobError(f"the loss became {loss} among the first {(step + 1) * len(rows):,} examples: the step "
+                           f"size {step_size:.3g} is too large for this data (try a tenth of it), or the data holds "
+                           "NaN or infinity")
+        met[step // share.steps] += loss, len(rows)
+        on_step(len(rows), loss / max(len(rows), 1))
         clock.lap("compute")
-    takes_part = float(batches.count > 0)
+    takes_part = float(share.count > 0)
     np.multiply(weights, takes_part, out=reducer.buffer[:-1])
     reducer.buffer[-1] = takes_part
     clock.lap("compute")
@@ -57,4 +54,28 @@ def train_average(reducer: Reducer, problem: Problem, weights: np.ndarray, step_
     np.divide(reducer.buffer[:-1], max(reducer.buffer[-1], 1), out=weights)
     clock.lap("compute")
     clock.settle(reducer.comm)
-    return losses
+    everywhere = sum(reducer.comm.allgather(met))
+    return (everywhere[:, 0] / np.maximum(everywhere[:, 1], 1)).tolist()
+
+
+class _Examples:
+    """Copies of the rows of a chunk, one after the other in the order of visiting; they lie in any shards."""
+
+    def __init__(self, problem: Problem):
+        self._arrays = problem.arrays
+        self._offsets = problem.offsets
+        stored = next((X.dtype for X, _ in problem.arrays.values()), problem.dtype)
+        self._X = np.empty((RandomShare.CHUNK_ROWS, problem.features), stored)
+        self._y = np.empty(RandomShare.CHUNK_ROWS, problem.dtype)
+        self.order = np.arange(RandomShare.CHUNK_ROWS)
+
+    def gather(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return X (count, features) and targets (count,) of the global ``rows``; valid until the next call."""
+        shards = np.searchsorted(self._offsets, rows, side="right") - 1
+        for shard in np.unique(shards).tolist():
+            here = np.flatnonzero(shards == shard)
+            X, y = self._arrays[shard]
+            local = rows[here] - self._offsets[shard]
+            self._X[here] = X[local]
+            self._y[here] = y[local]
+        return self._X[:len(rows)], self._y[:len(rows)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from dml_hpc.data.batches import Batches, Part
+from dml_hpc.data.batches import Batches, Part, RandomShare
 from dml_hpc.data.dataset import Dataset
+from dml_hpc.errors import UserError
+from dml_hpc.kernels import computable
 from dml_hpc.objectives.objective import Objective
 from dml_hpc.objectives.scaling import Scaling
 
@@ -17,13 +20,15 @@ class Problem:
     """Minimise mean ℓ(x·w + b, y) + ½·l2·‖w‖² over the rows of a data set; the intercept b is not penalised.
 
     ``w`` weighs standardised features (see `Scaling`). ``arrays`` holds X (rows of the shard, features) and the
-    targets (rows of the shard,) of each shard that this rank reads, by shard number.
+    targets (rows of the shard,) of each shard that this rank reads, by shard number; shard s holds the rows
+    ``offsets[s]`` … ``offsets[s + 1] − 1``.
     """
 
     objective: Objective
     batches: Batches
     scaling: Scaling
     arrays: dict[int, tuple[np.ndarray, np.ndarray]]
+    offsets: np.ndarray
     rows: int
     features: int
     l2: float
@@ -41,27 +46,35 @@ class Problem:
         return total
 
 
-def open_arrays(dataset: Dataset, batches: Batches, objective: Objective, classes: list[float] | None,
+def open_arrays(dataset: Dataset, shards: Iterable[int], objective: Objective, classes: list[float] | None,
                 dtype: np.dtype) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Return X and targets of the shards this rank reads; X stays mapped where the kernels can use it as it is."""
+    """Return X and targets of ``shards``; X stays mapped where the kernels can use it as it is.
+
+    Raises `UserError` for a shard that cannot be read, or holds a label that the objective cannot learn from.
+    """
     arrays = {}
-    for number in batches.shards:
+    for number in shards:
         X, y = dataset.shard(number)
-        if X.dtype not in (np.float32, np.float64):
-            X = X.astype(dtype)
-        arrays[number] = X, objective.targets(y, classes, dtype)
+        try:
+            targets = objective.targets(y, classes, dtype)
+        except UserError as error:
+            raise UserError(f"{dataset.path / dataset.manifest.shards[number].file}: {error}") from None
+        arrays[number] = X.astype(computable(X.dtype, dtype), copy=False), targets
     return arrays
 
 
-def compile_kernels(problem: Problem, sequential: bool) -> None:
-    """Have the kernels of this problem compiled, or read from Numba's cache, by running them on no rows."""
-    X = np.empty((0, problem.features), next(iter(problem.arrays.values()))[0].dtype if problem.arrays
-                 else np.float32)
+def compile_kernels(problem: Problem, stored: np.dtype, sequential: bool) -> None:
+    """Have the kernels of this problem compiled, or read from Numba's cache, by running them on no rows.
+
+    ``stored`` is the dtype of the data set's X.
+    """
+    X = np.empty((0, problem.features), computable(stored, problem.dtype))
     none = np.empty(0, problem.dtype)
     weights = np.zeros(problem.features + 1, problem.dtype)
     rows = np.empty(0, np.int64)
     if sequential:
         scaling = problem.scaling
         problem.objective.sequential_sgd(X, none, rows, scaling.shift, scaling.scale, weights, 0.0, 0.0)
+        RandomShare(1, 1, 2).take(0, 0)
     problem.objective.loss_and_gradient(X, none, rows, weights, weights.copy())
     problem.batches.take(0, 0)

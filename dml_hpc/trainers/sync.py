@@ -15,6 +15,7 @@ from dml_hpc.optim.sgd import Sgd
 from dml_hpc.trainers.problem import Problem
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is found and named
 def train_sync(reducer: Reducer, problem: Problem, weights: np.ndarray, schedule: Schedule, momentum: float,
                clock: Clock, on_step: Callable[[int, float], None]) -> list[float]:
     """Collective: minimise the problem from ``weights`` (features + 1, the same on every rank), in place.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from data_support import write_dataset
@@ -12,6 +13,7 @@ from data_support import write_dataset
 from dml_hpc.comm import REDUCERS
 from dml_hpc.commands import evaluate, predict, train
 from dml_hpc.console import Console
+from dml_hpc.data.batches import RandomShare
 from dml_hpc.errors import AgreedError
 from dml_hpc.mpi import on_root
 from dml_hpc.store.model import read_model
@@ -95,30 +97,69 @@ def test_averaging_is_the_mean_of_what_the_ranks_learnt_alone(comm, folder):
     data = make(comm, folder, "data", X, y, [500, 700])
     result = fit(comm, data, folder / "m.h5", algorithm="average", batch_size=None, epochs=4)
     comm.Barrier()
-    # An independent sequential SGD over each rank's contiguous rows, in this algorithm's order of visits.
-    from dml_hpc.data.batches import Batches
-    from dml_hpc.data.dataset import open_dataset
-
-    dataset = open_dataset(data)
-    m, s = np.array(dataset.manifest.mean), np.array(dataset.manifest.deviation)
-    models = []
+    m, s = X.astype("f4").astype(float).mean(0), X.astype("f4").astype(float).std(0)
+    Z = (X.astype("f4") - m) / s
+    models, met = [], np.zeros(4)
     for rank in range(comm.size):
-        batches = Batches(dataset, 8192, rank, comm.size, OPTIONS["seed"])
+        share = RandomShare(1200, rank, comm.size, OPTIONS["seed"])
         w, b = np.zeros(5), 0.0
         for epoch in range(4):
-            parts, _ = batches.take(epoch, 0)
-            for part in parts:
-                for row in part.rows:
-                    x, target = dataset.shard(part.shard)[0][row], dataset.shard(part.shard)[1][row]
-                    z = (x - m) / s
-                    c = 1 / (1 + np.exp(-(z @ w + b))) - target
-                    w = (1 - 0.002 * 1e-4) * w - 0.002 * c * z
-                    b -= 0.002 * c
+            for row in share.take(epoch, 0).copy():  # one chunk holds them all
+                score = Z[row] @ w + b
+                met[epoch] += np.logaddexp(0, score) - y[row] * score
+                c = 1 / (1 + np.exp(-score)) - y[row]
+                w = (1 - 0.002 * 1e-4) * w - 0.002 * c * Z[row]
+                b -= 0.002 * c
         models.append(np.r_[w, b])
     w = np.mean(models, axis=0)
     raw = np.r_[w[:-1] / s, w[-1] - w[:-1] @ (m / s)]
     np.testing.assert_allclose(read_model(folder / "m.h5").weights, raw, rtol=2e-4, atol=1e-5)
+    np.testing.assert_allclose(result["losses"], met / 1200, rtol=1e-4)
     assert result["time_split"].keys() == {"read", "compute", "communicate", "wait"}
+
+
+def test_averaging_learns_as_well_from_rows_sorted_by_label(comm, folder):
+    X, y = classes(4000, seed=8)
+    order = np.argsort(y, kind="stable")
+    settings = {"algorithm": "average", "batch_size": None, "epochs": 5}
+    mixed = fit(comm, make(comm, folder, "mixed", X, y, [1500, 2500]), folder / "a.h5", **settings)
+    data = make(comm, folder, "sorted", X[order], y[order], [1000, 1000, 2000])
+    by_label = fit(comm, data, folder / "b.h5", **settings)
+    assert by_label["loss"] == pytest.approx(mixed["loss"], rel=0.02)
+
+
+@pytest.mark.parametrize(("objective", "bad", "says"), [
+    ("logistic", 7.0, "is 7, which is none of the classes 0 and 1"), ("linear", np.nan, "is nan")])
+def test_a_label_that_cannot_be_learnt_is_named(comm, folder, objective, bad, says):
+    X, y = classes(300)
+    data = make(comm, folder, "data", X, y, [100, 200])
+    if comm.rank == 0:
+        with h5py.File(data / "part-00001.h5", "r+") as file:
+            file["y"][5] = bad
+    comm.Barrier()
+    with pytest.raises(AgreedError, match=rf"part-00001.h5: the label of row 5 {says}"):
+        fit(comm, data, folder / "m.h5", objective=objective)
+    assert not (folder / "m.h5").exists()
+
+
+def test_a_model_that_is_not_finite_is_not_saved(comm, folder):
+    data = make(comm, folder, "data", *classes(100), [100])
+    with pytest.raises(AgreedError, match="the model is not saved"):
+        fit(comm, data, folder / "m.h5", steps=1, step_size=1e39)
+    assert not (folder / "m.h5").exists()
+
+
+def test_features_that_are_not_finite_are_named_when_scored(comm, folder):
+    X, y = classes(300)
+    data = make(comm, folder, "data", X, y, [300])
+    fit(comm, data, folder / "m.h5")
+    comm.Barrier()
+    if comm.rank == 0:
+        with h5py.File(data / "part-00000.h5", "r+") as file:
+            file["X"][200, 1] = np.nan
+    comm.Barrier()
+    with pytest.raises(AgreedError, match="the score of row 200 is nan"):
+        evaluate.run(comm, Console(rank=1), folder / "m.h5", data)
 
 
 def test_a_diverging_run_stops_on_all_ranks_together_and_saves_nothing(comm, folder):
@@ -141,8 +182,6 @@ def test_evaluation_and_prediction_do_not_depend_on_the_number_of_ranks(comm, fo
     result = evaluate.run(comm, Console(rank=1), folder / "m.h5", data)
     predicted = predict.run(comm, Console(rank=1), folder / "m.h5", data, folder / "p.h5", overwrite=False)
     comm.Barrier()
-    import h5py
-
     with h5py.File(folder / "p.h5", "r") as file:
         score, probability, prediction = file["score"][()], file["probability"][()], file["prediction"][()]
     model = read_model(folder / "m.h5")

@@ -1,4 +1,7 @@
-"""``saboteur.py MODE RANK STEP -- ARGUMENTS``: ``dml-hpc ARGUMENTS``, but one rank fails in that gradient."""
+"""``saboteur.py MODE RANK STEP -- ARGUMENTS``: ``dml-hpc ARGUMENTS``, but one rank fails in that gradient.
+
+Mode ``tell`` makes a file there instead: its name stands in place of ``--``.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import sys
 import threading
 
 from dml_hpc.cli import main
+from dml_hpc.kernels import glm
 from dml_hpc.launch import launch
 from dml_hpc.objectives.objective import Objective
 
@@ -26,6 +30,9 @@ def sabotaged(self: Objective, *arguments: object) -> float:
             sys.exit(3)
         if mode == "leave":
             os._exit(0)
+        if mode == "tell":
+            open(sys.argv[4], "w").close()
+            return honest(self, *arguments)  # type: ignore[arg-type]
         if mode == "stall":
             threading.Event().wait()
         if mode == "stop":
@@ -34,5 +41,7 @@ def sabotaged(self: Objective, *arguments: object) -> float:
     return honest(self, *arguments)  # type: ignore[arg-type]
 
 
+if mode == "stop-scoring" and launch().rank == rank:
+    glm.scores = lambda X, weights, out: len(X) and os.kill(os.getpid(), signal.SIGSTOP)  # type: ignore[assignment]
 Objective.loss_and_gradient = sabotaged  # type: ignore[assignment,method-assign]
 sys.exit(main(sys.argv[5:]))

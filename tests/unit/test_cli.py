@@ -132,3 +132,61 @@ def test_a_damaged_model_is_refused(trained, two_classes, tmp_path):
 
 def test_every_algorithm_has_its_defaults():
     assert set(DEFAULTS) == set(ALGORITHMS)
+
+
+@pytest.mark.parametrize(("line", "says"), [
+    ("epochs = [1, 2]", "a whole number"), ("epochs = 2.5", "a whole number"), ("epochs = true", "a whole number"),
+    ("seed = 2024-01-01", "a whole number"), ("l2 = [1]", "a number"), ("l2 = nan", "not a finite number"),
+    ("overwrite = [1]", "true or false"), ("record = 5", "a string"), ("no-scale = 1", "true or false"),
+])
+def test_a_config_value_of_another_type_is_refused(line, says, two_classes, tmp_path):
+    (tmp_path / "c.toml").write_text(line + "\n")
+    done = dml_hpc("train", two_classes, "-o", tmp_path / "m.h5", "--config", tmp_path / "c.toml")
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_a_negated_flag_works_from_the_config(two_classes, tmp_path):
+    (tmp_path / "c.toml").write_text("no-scale = true\nno-shuffle = false\n")
+    done = dml_hpc("train", two_classes, "-o", tmp_path / "m.h5", "--config", tmp_path / "c.toml", "--json",
+                   "--step-size", "1e-5")
+    result = json.loads(done.stdout)
+    assert (result["scale"], result["shuffle"]) == (False, True)
+
+
+def test_an_environment_variable_that_is_no_option_is_refused(two_classes, tmp_path):
+    done = dml_hpc("train", two_classes, "-o", tmp_path / "m.h5", DML_HPC_EPOCH="3")
+    assert done.returncode == 2
+    assert "DML_HPC_EPOCH is no option (did you mean 'DML_HPC_EPOCHS'?)" in done.stderr
+
+
+@pytest.mark.parametrize("step_size", ["nan", "inf"])
+def test_numbers_that_are_not_finite_are_refused(step_size, two_classes, tmp_path):
+    done = dml_hpc("train", two_classes, "-o", tmp_path / "m.h5", "--step-size", step_size)
+    assert done.returncode == 2
+    assert "is not a finite number" in done.stderr
+
+
+def test_a_terminal_that_knows_few_characters_is_no_reason_to_fail(trained, two_classes, tmp_path):
+    done = dml_hpc("predict", trained, two_classes, "-o", tmp_path / "p.h5", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+
+
+NO_CACHE = """
+import sys
+from dml_hpc.cli import main
+from dml_hpc.commands import evaluate
+def run(*_, **__):  # what Numba raises when neither the installation nor the home folder is writable
+    raise RuntimeError("cannot cache function 'scores': no locator available for file 'glm.py'")
+evaluate.run = run
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_nowhere_to_keep_kernels_is_one_line(trained, two_classes):
+    done = subprocess.run([sys.executable, "-c", NO_CACHE, "evaluate", trained, two_classes], capture_output=True,
+                          text=True, timeout=60)
+    assert done.returncode == 2
+    assert "export NUMBA_CACHE_DIR" in done.stderr
+    assert "Traceback" not in done.stderr

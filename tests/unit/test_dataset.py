@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -37,7 +40,7 @@ def test_shard_roundtrip_is_mapped_without_a_copy(tmp_path: Path, dtype: str) ->
         entry = writer.finish()
     assert (entry.rows, entry.nonzeros) == (12, 59)
     assert entry.sha256 == file_sha256(tmp_path / "part.h5")
-    x, y = open_shard(tmp_path / "part.h5", 12, 5)
+    x, y = open_shard(tmp_path / "part.h5", 12, 5, dtype)
     assert x.dtype == dtype and y.dtype == ("float32" if dtype == "float16" else dtype)
     np.testing.assert_array_equal(x, X)
     np.testing.assert_array_equal(y, Y)
@@ -56,9 +59,9 @@ def test_writing_to_a_mapped_shard_does_not_reach_the_file(tmp_path: Path) -> No
 @pytest.mark.parametrize("how", [{"chunks": (4, 2)}, {"chunks": (4, 5), "compression": "gzip"}, {"dtype": ">f4"}])
 def test_other_layouts_are_read(tmp_path: Path, how: dict[str, object]) -> None:
     with h5py.File(tmp_path / "part.h5", "w") as file:
-        file.create_dataset("X", data=X, **how)
+        file.create_dataset("X", data=X, **{"dtype": "f4", **how})
         file.create_dataset("y", data=Y.astype(np.float32))
-    x, y = open_shard(tmp_path / "part.h5", 12, 5)
+    x, y = open_shard(tmp_path / "part.h5", 12, 5, "float32")
     np.testing.assert_array_equal(x, X)
     np.testing.assert_array_equal(y, Y)
     assert not is_mapped(x)
@@ -92,6 +95,72 @@ def test_broken_shards_are_named(tmp_path: Path, how: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+def damage_shard(path: Path, how: str) -> None:
+    """Write a shard that claims the right shape, or nearly, and is not what its manifest says."""
+    with h5py.File(path, "w") as file:
+        x: Any = X[:6].astype(np.float32)
+        if how == "X is a group":
+            file.create_group("X")
+        elif how == "X is a link to nothing":
+            file["X"] = h5py.SoftLink("/nowhere")
+        elif how == "X is in another file":
+            file["X"] = h5py.ExternalLink("part-00000.h5", "/X")
+        elif how.startswith("X claims"):
+            file.create_dataset("X", (6, 5), "f4", chunks=(6, 5) if how.endswith("chunks") else None)
+        elif how == "X is hostile":
+            file.create_dataset("X", (10**9, 1000), "f4")
+        elif how.startswith("X of "):
+            file["X"] = x.astype(how.removeprefix("X of "))
+        else:
+            file["X"] = x
+        if how == "y is a group":
+            file.create_group("y")
+        elif how == "y is a scalar":
+            file["y"] = 3.0
+        elif how == "y is empty":
+            file["y"] = h5py.Empty("f4")
+        elif how.startswith("y of "):
+            file["y"] = Y[:6].astype(how.removeprefix("y of "))
+        else:
+            file["y"] = Y[:6].astype(np.float32)
+
+
+DAMAGED = ["X is a group", "X is a link to nothing", "X is in another file", "X claims what it lacks",
+           "X claims what it lacks, in chunks", "X is hostile", "X of f8", "X of i4", "X of S8", "X of c8",
+           "y is a group", "y is a scalar", "y is empty", "y of S8", "y of c8", "y of ?"]
+
+
+@pytest.mark.parametrize("how", DAMAGED)
+def test_damaged_shards_are_one_line(tmp_path: Path, how: str) -> None:
+    folder = write_dataset(tmp_path / "d", X, Y, [6, 6])
+    damage_shard(folder / "part-00001.h5", how)
+    with pytest.raises(UserError, match=r"part-00001\.h5") as raised:
+        open_dataset(folder).shard(1)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("chunks", [None, (1000, 1000)])
+def test_a_hostile_size_that_the_manifest_confirms_is_never_allocated(tmp_path: Path, chunks: Any) -> None:
+    with h5py.File(tmp_path / "part.h5", "w") as file:
+        file.create_dataset("X", (10**9, 1000), "f4", chunks=chunks)
+        file.create_dataset("y", (10**9,), "f4", chunks=chunks and (1000,))
+    with pytest.raises(UserError, match="does not hold all that /X claims"):
+        open_shard(tmp_path / "part.h5", 10**9, 1000, "float32")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyError, AttributeError, ValueError, TypeError, MemoryError,
+                                   OverflowError, OSError])
+def test_whatever_the_reader_raises_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                error: type[Exception]) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise error()
+
+    dataset = open_dataset(write_dataset(tmp_path / "d", X, Y, [12]))
+    monkeypatch.setattr(h5py, "File", fail)
+    with pytest.raises(UserError, match=f"cannot be read as HDF5: {error.__name__}"):
+        dataset.shard(0)
+
+
 def whole(dataset: Dataset, start: int, stop: int, most_rows: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     pieces = dataset.pieces(start, stop, most_rows)
     firsts = [piece.first for piece in pieces]
@@ -121,7 +190,7 @@ def test_a_series_of_shards_splits_the_rows_evenly(tmp_path: Path, shards: int, 
         entries = series.finish()
     rows = [entry.rows for entry in entries]
     assert len(rows) == shards and sum(rows) == 12 and max(rows) - min(rows) <= 1
-    parts = [open_shard(tmp_path / entry.file, entry.rows, 5) for entry in entries]
+    parts = [open_shard(tmp_path / entry.file, entry.rows, 5, "float32") for entry in entries]
     np.testing.assert_array_equal(np.concatenate([x for x, _ in parts]), X)
     np.testing.assert_array_equal(np.concatenate([y for _, y in parts]), Y)
 
@@ -138,8 +207,86 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
         open_dataset(tmp_path / "test")
 
 
+def change(*keys: Any, to: Any) -> Callable[[Any], None]:
+    def apply(table: Any) -> None:
+        for key in keys[:-1]:
+            table = table[key]
+        table[keys[-1]] = to
+    return apply
+
+
+DAMAGED_MANIFESTS: dict[str, Callable[[Any], None]] = {
+    **{f"{name} of {value}": change(name, 0, to=value)
+       for name in ("mean", "deviation", "minimum", "maximum")
+       for value in (float("nan"), float("inf"), True, "1", None, 10**400)},
+    "a negative deviation": change("deviation", 0, to=-1.0),
+    "a negative missing": change("missing", 0, to=-1),
+    "a missing of true": change("missing", 0, to=True),
+    "a fraction missing": change("missing", 0, to=0.5),
+    "numeric of 1": change("numeric", 0, to=1),
+    "a name of 1": change("feature_names", 0, to=1),
+    "another name": change("feature_names", 0, to="other"),
+    "huge rows": lambda table: table.update(rows=2**53 + 1, shards=[{**table["shards"][0], "rows": 2**53 + 1}]),
+    "rows of true": change("rows", to=True),
+    "format of a list": change("format", to=[1]),
+    "no features": lambda table: table.update(
+        features=0, columns=[], **{name: [] for name in ("feature_names", "numeric", "mean", "deviation", "minimum",
+                                                         "maximum", "missing")}),
+    "source of a list": change("source", to=[]),
+    "fill of words": change("source", to={"fill": {"x0": "1"}}),
+    "a column of another kind": change("columns", 0, "kind", to="ordinal"),
+    "a column named 1": change("columns", 0, "name", to=1),
+    "a numeric column of words": change("columns", 0, "categories", to=["a"]),
+    "a categorical column without": change("columns", 0, "kind", to="categorical"),
+    "a column missing -1": change("columns", 0, "missing", to=-1),
+    "a column less": lambda table: table["columns"].pop(),
+    "columns of words": change("columns", to=["x0"]),
+    "a label of NaN": change("label", "values", to=[0, float("nan")]),
+    "a label of booleans": change("label", "values", to=[False, True]),
+    "a label of words": change("label", "values", to="01"),
+    "label names of numbers": change("label", "names", to=[0, 1]),
+    "a label missing half": change("label", "missing", to=0.5),
+    "a shard elsewhere": change("shards", 0, "file", to="../part-00000.h5"),
+    "a shard above": change("shards", 0, "file", to=".."),
+    "a shard of two lines": change("shards", 0, "file", to="part\n.h5"),
+    "an unknown key": lambda table: table.update({"a\nb": 1}),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGED_MANIFESTS)
+def test_damaged_manifests_are_one_line(tmp_path: Path, how: str) -> None:
+    path = write_dataset(tmp_path / "d", X, Y, [12]) / "manifest.json"
+    table = json.loads(path.read_text())
+    DAMAGED_MANIFESTS[how](table)
+    path.write_text(json.dumps(table))
+    with pytest.raises(UserError, match=r"manifest\.json (is not a whole manifest|has format)") as raised:
+        open_dataset(tmp_path / "d")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "3", "[" * 100_000, '{"format":' * 100_000, "", "{", "9" * 5000])
+def test_manifests_of_another_form_are_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json .*import the data again") as raised:
+        open_dataset(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("method", ["read_text", "is_file", "exists"])
+def test_a_manifest_that_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                     method: str) -> None:
+    def refuse(self: Path, *arguments: Any, **options: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    write_dataset(tmp_path / "d", X, Y, [12])
+    monkeypatch.setattr(Path, method, refuse)
+    with pytest.raises(UserError, match=r"manifest\.json cannot be read: .*Permission denied"):
+        open_dataset(tmp_path / "d")
+
+
 def test_info_counts_labels_and_lists_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = data_info.run(Console(), write_dataset(tmp_path / "d", X, Y, [5, 0, 7]))
+    assert found["exit_code"] == 0
     assert {key: found[key] for key in ("rows", "features", "nonzeros", "shards", "dtype", "problems")} == {
         "rows": 12, "features": 5, "nonzeros": 59, "shards": 3, "dtype": "float32", "problems": []}
     assert found["label"] == {"name": "label", "values": [0, 1, 2], "names": None, "missing": 0, "counts": [4, 4, 4]}
@@ -156,3 +303,14 @@ def test_info_reports_what_is_broken_and_counts_the_rest(tmp_path: Path, how: st
     assert [problem["file"] for problem in found["problems"]] == ["part-00001.h5"]
     assert found["problems"][0].keys() == {"file", "where", "problem"}
     assert found["label"]["counts"] == [2, 2, 2]
+    assert found["problems"][0]["where"] == "file" and found["exit_code"] == 1
+
+
+def test_info_reports_a_shard_that_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_dataset(tmp_path / "d", X, Y, [6, 6])
+    with h5py.File(folder / "part-00001.h5", "r+") as file:
+        file["X"][0, 0] += 1
+    found = data_info.run(Console(), folder)
+    assert [(problem["file"], problem["where"]) for problem in found["problems"]] == [("part-00001.h5", "checksum")]
+    assert found["exit_code"] == 1 and "has changed since it was imported" in capsys.readouterr().out
+    assert found["label"]["counts"] == [4, 4, 4]

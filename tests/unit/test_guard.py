@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import time
 from pathlib import Path
 
@@ -45,6 +46,49 @@ def test_a_collective_ends_at_its_deadline_and_the_missing_rank_is_named(mode, s
     assert re.search("rank 0 of 3: the ring all-reduce .* did not end within 2 s: " + says, done.stderr), done.stderr
     assert "rank 2 has not" not in done.stderr
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.job
+def test_predicting_has_a_deadline_too(mpirun, two_classes, tmp_path):
+    model = tmp_path / "m.h5"
+    assert mpirun(2, "-m", "dml_hpc", "train", two_classes, "-o", model).returncode == 0
+    done = mpirun(3, SABOTEUR, "stop-scoring", 1, 1, "--", "predict", model, two_classes, "-o", tmp_path / "p.h5",
+                  "--deadline", 2, timeout_s=40)
+    assert done.returncode != 0
+    assert "rank 1 does not answer" in done.stderr, done.stderr
+    assert not (tmp_path / "p.h5").exists()
+
+
+@pytest.mark.job
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_job_told_to_stop_ends_and_leaves_nothing(number, start_mpirun, two_classes, tmp_path):
+    for _ in range(4):
+        started = tmp_path / "started"
+        job = start_mpirun(2, SABOTEUR, "tell", 1, 200, started, "train", two_classes, "-o", tmp_path / "m.h5",
+                           "--epochs", 50000)
+        while not started.exists():  # made by rank 1 in its 200th step
+            assert job.poll() is None, job.communicate()
+        job.send_signal(number)
+        job.communicate(timeout=20)
+        assert job.returncode != 0
+        started.unlink()
+        assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.job
+def test_one_rank_with_another_command_line_ends_all_of_them(mpirun, two_classes, tmp_path):
+    done = mpirun(2, "-c", ONE_RANK_ASTRAY, two_classes, "-o", tmp_path / "m.h5")
+    assert done.returncode == 2
+    assert done.stderr.count("no/such.toml") == 1
+    assert os.listdir(tmp_path) == []
+
+
+ONE_RANK_ASTRAY = """
+import sys
+from dml_hpc.cli import main
+from dml_hpc.launch import launch
+sys.exit(main(["train", *sys.argv[1:], *(["--config", "no/such.toml"] if launch().rank == 1 else [])]))
+"""
 
 
 @pytest.mark.job

@@ -228,7 +228,10 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], str]] = {
     "missing feature column": (GOOD, {"numeric": ["n"], "categorical": ["wrod"]}, "did you mean 'word'"),
     "missing dropped column": (GOOD, {"drop": ["wrod"]}, "did you mean 'word'"),
     "text where a number was promised": (GOOD, {"numeric": ["word"]}, "'word' was promised numeric.*'a', row 2 of"),
-    "text after the first million bytes": (LATE_TEXT, {}, "'n' was promised numeric.*'many', row 500,002 of"),
+    "text after the first million bytes": (LATE_TEXT, {}, "'n' looked numeric in .*'many', row 500,002 of.*later"),
+    "text in a label that began as numbers": ("y,n\n" + "1,0\n" * 500_000 + "many,1\n", {},
+                                              "'y' looked numeric in .*'many', row 500,002 of.*label is all numbers"),
+    "text in a column that began empty": ("n,y\n" + ",0\n" * 700_000 + "many,1\n", {}, "'n' looked empty in .*'many'"),
     "named twice": (GOOD, {"numeric": ["n"], "categorical": ["n"]}, "named twice"),
     "label among features": (GOOD, {"numeric": ["n", "y"]}, "'y' is the label"),
     "no features": (GOOD, {"drop": ["n", "word"]}, "no features"),
@@ -256,6 +259,14 @@ def test_mistakes_are_one_line_and_leave_no_trace(tmp_path: Path, mistake: str) 
         import_table([tmp_path / "t.csv"], tmp_path / "out", **{"label": "y", **options})
     assert "\n" not in str(raised.value)
     assert os.listdir(tmp_path) == ["t.csv"]
+
+
+def test_text_in_a_second_file_was_not_promised_either(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    for path, word in zip(paths, ("1", "many"), strict=True):
+        path.write_text(f"n,y\n{word},0\n")
+    with pytest.raises(UserError, match=r"'n' looked numeric in .*'many', row 2 of .*b\.csv"):
+        import_table(paths, tmp_path / "out", label="y")
 
 
 @pytest.mark.parametrize(("name", "data", "message"), [

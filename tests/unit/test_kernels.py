@@ -83,7 +83,11 @@ def test_permute_is_a_permutation_and_keys_give_different_ones(length):
     assert length < 5 or orders[0] != orders[1]
 
 
-def test_permute_shuffles_without_a_visible_bias():
-    # Where item 0 of 16 goes under 20,000 keys: uniform, by a chi-squared bound far in the tail (15 degrees).
-    places = np.bincount([sampling.permute(0, 16, np.uint64(key)) for key in range(20000)], minlength=16)
-    assert ((places - 1250) ** 2 / 1250).sum() < 50
+@pytest.mark.parametrize("length", [8, 16, 64, 100])
+def test_permute_shuffles_pairs_without_a_visible_bias(length):
+    # Where items 0 and 1 go under 40,000 keys: every distance equally often. Chi-squared per degree of freedom.
+    keys = np.arange(40000, dtype=np.uint64)
+    apart = np.bincount([(sampling.permute(1, length, key) - sampling.permute(0, length, key)) % length
+                         for key in keys], minlength=length)[1:]
+    expected = len(keys) / (length - 1)
+    assert ((apart - expected) ** 2 / expected).sum() / (length - 2) < 3

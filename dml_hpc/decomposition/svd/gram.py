@@ -20,6 +20,7 @@ from dml_hpc.data.dataset import Dataset
 from dml_hpc.errors import JobError, UserError
 from dml_hpc.layout import split
 from dml_hpc.mpi import agreed, on_root
+from dml_hpc.watch import progressed
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -178,6 +179,7 @@ def _blocks(dataset: Dataset, start: int, stop: int, clock: Clock,
             for piece in dataset.pieces(first, last):
                 block[piece.first - first:piece.first - first + len(piece.X)] = piece.X
         yield first, block
+        progressed()
         bar.advance(last - first)
 
 
