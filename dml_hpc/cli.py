@@ -11,8 +11,9 @@ from dml_hpc import __version__
 from dml_hpc.comm import REDUCERS
 from dml_hpc.objectives import OBJECTIVES
 from dml_hpc.optim import SCHEDULES
+from dml_hpc.parameters import BatchSize, Finite, Names, Sizes
 from dml_hpc.trainers import ALGORITHMS
-from dml_hpc.verb import BatchSize, Finite, Names, RanksVerb, Sizes, Verb, option, run
+from dml_hpc.verb import RanksVerb, Verb, option, run
 
 PATH = click.Path(path_type=Path)
 POSITIVE = click.IntRange(min=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import time
@@ -18,6 +17,7 @@ from dml_hpc.config import read_config
 from dml_hpc.console import Console
 from dml_hpc.errors import EXIT_OK, EXIT_USER, JobError, Stopped, UserError, did_you_mean
 from dml_hpc.launch import launch
+from dml_hpc.parameters import Finite, fits, wanted
 from dml_hpc.supervise import stop_on_signals
 from dml_hpc.watch import DEFAULT_DEADLINE_S
 
@@ -25,68 +25,6 @@ if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
 Result = dict[str, Any]
-
-
-class Names(click.ParamType):
-    """A list of names: ``a,b,c`` on the command line, a list or such a string in a config file."""
-
-    name = "a,b,…"
-
-    def __init__(self, known: tuple[str, ...] = ()):
-        self.known = known
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        """Return the names as a tuple; refuse one that is not among the known, if there are such."""
-        # A list, from a config file, may name columns with commas or spaces at their ends.
-        names = tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
-        for name in names:
-            if self.known and name not in self.known:
-                self.fail(f"{name!r} is not one of {', '.join(self.known)}{did_you_mean(name, self.known)}", param, ctx)
-        return tuple(names)
-
-
-class Sizes(Names):
-    """A list of byte counts: ``4K,1M,123``; K, M and G are powers of 1024."""
-
-    name = "BYTES,…"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the sizes in bytes."""
-        sizes = []
-        for word in super().convert(value, param, ctx):
-            number, unit = (word[:-1], word[-1].upper()) if word[-1:].upper() in _UNITS else (word, "")
-            if not (number.isascii() and number.isdigit()):
-                self.fail(f"{word!r} is no number of bytes (such as 4096, 64K, 1M)", param, ctx)
-            sizes.append(int(number) * _UNITS.get(unit, 1))
-        return tuple(sizes)
-
-
-_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-
-
-class Finite(click.FloatRange):
-    """A number in a range; neither NaN nor infinite."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the number."""
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is not a finite number", param, ctx)
-        return number
-
-
-class BatchSize(click.ParamType):
-    """A number of rows, or ``full`` for the whole data set."""
-
-    name = "ROWS|full"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        """Return the number, or "full"."""
-        if value == "full":
-            return "full"
-        if str(value).isascii() and str(value).isdigit() and int(value) > 0:
-            return int(value)
-        return self.fail(f"{value!r} is neither a positive number of rows nor 'full'", param, ctx)
 
 
 def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
@@ -109,8 +47,8 @@ def _load_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
         defaults = {}
         for name, value in settings.items():
             parameter = by_name[name]
-            if not _fits(parameter, value):
-                raise UserError(f"{path}: {name} = {value!r} is no value for '--{name}' ({_wanted(parameter)})")
+            if not fits(parameter, value):
+                raise UserError(f"{path}: {name} = {value!r} is no value for '--{name}' ({wanted(parameter)})")
             negated = f"--{name}" in parameter.secondary_opts  # no-scale = true means scale = false
             defaults[str(parameter.name)] = not value if negated else value
         ctx.default_map = defaults
@@ -120,31 +58,6 @@ def _load_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 
 def _options(command: click.Command) -> list[click.Option]:
     return [parameter for parameter in command.params if isinstance(parameter, click.Option)]
-
-
-def _fits(parameter: click.Option, value: Any) -> bool:
-    """Say whether a TOML value is of the kind an option takes; click itself would make 2 of 2.5 and 1 of true."""
-    if parameter.is_flag:
-        return isinstance(value, bool)
-    if isinstance(parameter.type, Names):
-        return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
-    if isinstance(parameter.type, BatchSize):
-        return value == "full" or type(value) is int
-    if isinstance(parameter.type, click.types.IntParamType):
-        return type(value) is int
-    if isinstance(parameter.type, click.types.FloatParamType):
-        return type(value) in (int, float)
-    return isinstance(value, str)
-
-
-def _wanted(parameter: click.Option) -> str:
-    if parameter.is_flag:
-        return "true or false"
-    if isinstance(parameter.type, Names):
-        return "a string or a list of strings"
-    if isinstance(parameter.type, (BatchSize, click.types.IntParamType)):
-        return "a whole number" + (" or \"full\"" if isinstance(parameter.type, BatchSize) else "")
-    return "a number" if isinstance(parameter.type, click.types.FloatParamType) else "a string"
 
 
 _OTHER_VARIABLES = ("DML_HPC_VENV", "DML_HPC_SLURM_MPI", "DML_HPC_TEST_DEADLINE_S", "DML_HPC_TEST_LIMIT_S")

@@ -16,7 +16,7 @@ FLOORS = [
     {"trainers", "decomposition"},
     {"reports", "checks"},
     {"commands"},
-    {"cli", "verb", "__main__"},
+    {"cli", "verb", "parameters", "__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted([*(ROOT / "dml_hpc").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
