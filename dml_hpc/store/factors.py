@@ -10,7 +10,7 @@ import numpy as np
 
 from dml_hpc import __version__
 from dml_hpc.errors import UserError
-from dml_hpc.files import replaced_file
+from dml_hpc.store.whole import written_whole
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ def write_factors(path: Path, factors: Factors) -> None:
     """Write ``path`` on the calling rank alone, whole or not at all; what stood there is replaced.
 
     The file holds the datasets ``singular_values``, ``V``, ``relative_residuals``, ``feature_names`` (UTF-8)
-    and the attributes ``method``, ``rows``, ``dml_hpc_version``. Raises `OSError` when it cannot be written.
+    and the attributes ``method``, ``rows``, ``dml_hpc_version``. Raises `UserError` when it cannot be written.
     """
-    with replaced_file(path) as partial, h5py.File(partial, "w") as file:
+    with written_whole(path) as file:
         file["singular_values"] = factors.singular_values
         file["V"] = factors.V
         file["relative_residuals"] = factors.relative_residuals

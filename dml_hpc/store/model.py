@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 from dataclasses import dataclass, field
@@ -15,7 +14,8 @@ import numpy as np
 
 from dml_hpc import __version__
 from dml_hpc.errors import UserError
-from dml_hpc.files import HDF5_ERRORS, first_line, replaced_file
+from dml_hpc.files import HDF5_ERRORS, first_line
+from dml_hpc.store.whole import written_whole
 
 FORMAT = 1
 KIND = "dml-hpc model"
@@ -54,9 +54,7 @@ def weights_digest(weights: np.ndarray) -> str:
 
 def write_model(path: Path, model: LinearModel) -> None:
     """Write the model file whole or not at all; what stood at ``path`` is replaced."""
-    image = io.BytesIO()
-    # In memory first: HDF5 that cannot write what it holds when it closes a file (a full disk) may crash.
-    with h5py.File(image, "w") as file:
+    with written_whole(path) as file:
         file.attrs["format"] = FORMAT
         file.attrs["kind"] = KIND
         file.attrs["dml_hpc_version"] = __version__
@@ -68,8 +66,6 @@ def write_model(path: Path, model: LinearModel) -> None:
         file.attrs["training"] = json.dumps(model.training)
         file["weights"] = model.weights.astype(model.weights.dtype.newbyteorder("<"))
         file.create_dataset("feature_names", data=model.feature_names, dtype=h5py.string_dtype())
-    with replaced_file(path) as partial:
-        partial.write_bytes(image.getbuffer())
 
 
 def read_model(path: Path) -> LinearModel:
