@@ -18,15 +18,17 @@ RESULTS = Path(__file__).parent / "results"
 def write_results(name: str, cases: list[dict[str, Any]], notes: str) -> Path:
     """Write ``benchmarks/results/NAME.json`` with the cases and all that is needed to repeat them; return its path."""
     path = RESULTS / f"{name}.json"
-    commit = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=RESULTS, text=True,
-                            capture_output=True).stdout.strip()
+    root = RESULTS.parents[1]
+    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=root, text=True, capture_output=True)
+    measured = ["dml_hpc", "kernels", "benchmarks/*.py"]
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", *measured], cwd=root).returncode
     table = {
         "benchmark": name,
         "notes": notes,
         "command": " ".join(["python", *sys.orig_argv[1:]]),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "dml_hpc": __version__,
-        "commit": commit,
+        "commit": commit.stdout.strip() + ("-dirty" if changed else ""),
         "environment": {key: value for key, value in environment().items() if key != "host"},
         "cases": cases,
     }
