@@ -23,7 +23,7 @@ def open_reducer(name: str, comm: Intracomm, size: int, dtype: str = "float32", 
     if device != "cpu":
         raise ValueError(f"no reducer sums on device {device!r}")
     if name == "mpi":
-        from dml_hpc.comm.library import LibraryReducer
+        from dml_hpc.comm.mpi_library import LibraryReducer
 
         return LibraryReducer(comm, size, dtype)
     if name == "ring":

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from dml_hpc.comm import REDUCERS
-from dml_hpc.comm.library import LibraryReducer
+from dml_hpc.comm.mpi_library import LibraryReducer
 from dml_hpc.commands import bench_allreduce
 from dml_hpc.console import Console
 from dml_hpc.errors import AgreedError

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tables_support import Table, filled, one_hot, write_all_forms, write_csv
 
@@ -20,9 +22,6 @@ from dml_hpc.data.dataset import open_dataset
 from dml_hpc.data.encode import Moments, ordered
 from dml_hpc.data.importing import import_table
 from dml_hpc.errors import UserError
-
-pa = pytest.importorskip("pyarrow")
-pq = pytest.importorskip("pyarrow.parquet")
 
 CITIES = ["Aachen", "Zell, Mosel", "Ürzig"]
 
