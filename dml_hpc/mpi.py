@@ -94,7 +94,6 @@ def _end(comm: Intracomm, code: int) -> int:
 def world() -> Intracomm:
     """Start MPI and return the world; refuse an MPI library that is missing or does not belong to the launcher."""
     place = launch()
-    os.environ.setdefault("MPICH_ABI_CHECK", "0")
     try:
         import mpi4py
 

@@ -27,12 +27,12 @@ _ASK, _ANSWER = 1, 2
 
 
 class State(NamedTuple):
-    """Where a rank is: collectives entered so far, whether it waits, its line of code, and how far it has got."""
+    """Where a rank is: collectives entered so far, whether it waits, its line of code, seconds since it got on."""
 
     entered: int
     waiting: bool
     place: str
-    progress: int
+    idle_s: float
 
 
 _watch: Watch | None = None
@@ -75,7 +75,7 @@ def waiting(what: str, counted: bool = True) -> Iterator[None]:
 def progressed() -> None:
     """Tell the watch that this rank, though others may wait for it, is getting on: their deadline starts anew."""
     if _watch is not None:
-        _watch.progress += 1
+        _watch.active = time.monotonic()
 
 
 class Watch:
@@ -89,8 +89,7 @@ class Watch:
         self._comm = comm.Dup()  # made before it is watched: its messages are the watch's own
         self._deadline_s = deadline_s
         self._on_stall = on_stall
-        self.progress = 0
-        self._seen: dict[int, int] = {}
+        self.active = time.monotonic()
         self._patience_from = 0.0
         self._entered = 0
         self._since: float | None = None
@@ -113,13 +112,14 @@ class Watch:
         """This rank begins to wait for others in ``what``, a collective if it is ``counted``."""
         self._entered += counted
         self._what = what
-        self._since = time.monotonic()
+        self._since = self.active = time.monotonic()
 
     def leave(self) -> None:
         """The waiting is over."""
         if self._condemned:
             threading.Event().wait()  # the job is being ended: nothing may be finished meanwhile
         self._since = None
+        self.active = time.monotonic()
 
     def close(self) -> None:
         """Collective: stop watching."""
@@ -142,7 +142,8 @@ class Watch:
         status = MPI.Status()
         while self._comm.Iprobe(MPI.ANY_SOURCE, _ASK, status):
             self._comm.recv(source=status.source, tag=_ASK)
-            state = State(self._entered, self._since is not None, self._place(), self.progress)
+            idle_s = time.monotonic() - self.active
+            state = State(self._entered, self._since is not None, self._place(), idle_s)
             self._sent.append(self._comm.isend(state, status.source, _ANSWER))
 
     def _accuse(self, collective: int) -> None:
@@ -150,13 +151,12 @@ class Watch:
         states = self._ask(collective)
         if self._since is None or self._entered != collective:
             return  # it has come to an end after all
-        progress = {rank: state.progress for rank, state in states.items()}
-        if any(progress[rank] != self._seen.get(rank, 0) for rank in progress):
-            self._seen.update(progress)
-            self._patience_from = time.monotonic()  # slow, but getting on
-            return
         here = [rank for rank, state in states.items()
                 if state.entered > collective or (state.entered == collective and state.waiting)]
+        busiest_s = min((state.idle_s for rank, state in states.items() if rank not in here), default=self._deadline_s)
+        if busiest_s < self._deadline_s and len(states) == self._comm.size - 1:
+            self._patience_from = time.monotonic() - busiest_s  # slow, but getting on: it has its deadline from there
+            return
         if here and min(here) < self._comm.rank:
             return  # that rank speaks; if it cannot, the next look finds it silent
         missing = []

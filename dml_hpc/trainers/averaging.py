@@ -16,6 +16,7 @@ from dml_hpc.comm.reducer import Reducer
 from dml_hpc.data.batches import RandomShare
 from dml_hpc.errors import JobError
 from dml_hpc.trainers.problem import Problem
+from dml_hpc.watch import progressed
 
 
 def train_average(reducer: Reducer, problem: Problem, share: RandomShare, weights: np.ndarray, step_size: float,
@@ -44,6 +45,7 @@ def train_average(reducer: Reducer, problem: Problem, share: RandomShare, weight
                            "NaN or infinity")
         met[step // share.steps] += loss, len(rows)
         on_step(len(rows), loss / max(len(rows), 1))
+        progressed()
         clock.lap("compute")
     takes_part = float(share.count > 0)
     np.multiply(weights, takes_part, out=reducer.buffer[:-1])

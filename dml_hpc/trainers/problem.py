@@ -13,6 +13,7 @@ from dml_hpc.errors import UserError
 from dml_hpc.kernels import computable
 from dml_hpc.objectives.objective import Objective
 from dml_hpc.objectives.scaling import Scaling
+from dml_hpc.watch import progressed
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Problem:
         for part in parts:
             X, y = self.arrays[part.shard]
             total += self.objective.loss_and_gradient(X, y, part.rows, weights, gradient)
+            progressed()
         return total
 
 

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 
 from dml_hpc.cli import main
 from dml_hpc.kernels import glm
@@ -41,6 +42,14 @@ def sabotaged(self: Objective, *arguments: object) -> float:
     return honest(self, *arguments)  # type: ignore[arg-type]
 
 
+if mode == "slow" and launch().rank == rank:
+    unhurried = Objective.sequential_sgd
+
+    def slow(self: Objective, *arguments: object) -> float:
+        time.sleep(0.5)  # this rank's node is slow
+        return unhurried(self, *arguments)  # type: ignore[arg-type]
+
+    Objective.sequential_sgd = slow  # type: ignore[assignment,method-assign]
 if mode == "stop-scoring" and launch().rank == rank:
     glm.scores = lambda X, weights, out: len(X) and os.kill(os.getpid(), signal.SIGSTOP)  # type: ignore[assignment]
 Objective.loss_and_gradient = sabotaged  # type: ignore[assignment,method-assign]

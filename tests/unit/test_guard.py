@@ -49,6 +49,13 @@ def test_a_collective_ends_at_its_deadline_and_the_missing_rank_is_named(mode, s
 
 
 @pytest.mark.job
+def test_a_rank_that_is_slow_but_getting_on_is_waited_for(mpirun, two_classes, tmp_path):
+    done = mpirun(3, SABOTEUR, "slow", 1, 0, "--", "train", two_classes, "-o", tmp_path / "m.h5", "--algorithm",
+                  "average", "--epochs", 10, "--deadline", 2, timeout_s=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.job
 def test_predicting_has_a_deadline_too(mpirun, two_classes, tmp_path):
     model = tmp_path / "m.h5"
     assert mpirun(2, "-m", "dml_hpc", "train", two_classes, "-o", model).returncode == 0
