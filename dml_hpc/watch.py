@@ -151,8 +151,8 @@ class Watch:
         states = self._ask(collective)
         if self._since is None or self._entered != collective:
             return  # it has come to an end after all
-        here = [rank for rank, state in states.items()
-                if state.entered > collective or (state.entered == collective and state.waiting)]
+        # A rank that waits elsewhere, for a message say, is held up itself and not to blame.
+        here = [rank for rank, state in states.items() if state.waiting or state.entered > collective]
         busiest_s = min((state.idle_s for rank, state in states.items() if rank not in here), default=self._deadline_s)
         if busiest_s < self._deadline_s and len(states) == self._comm.size - 1:
             self._patience_from = time.monotonic() - busiest_s  # slow, but getting on: it has its deadline from there
