@@ -30,7 +30,8 @@ def test_a_failing_rank_ends_the_job_and_is_named(mode, says, mpirun, two_classe
     assert time.monotonic() - started < 10 + 15  # the job's own ten seconds, and a machine busy with other things
     assert done.returncode != 0
     assert re.search(says, done.stderr), done.stderr
-    assert not re.search(r"rank [02] of 3", done.stderr), "only the rank that failed is blamed"
+    # The launcher may tell the others to stop, and they may say that it did.
+    assert not re.search(r"rank [02] of 3(?!: stopped by SIG)", done.stderr), "only the rank that failed is blamed"
     assert os.listdir(tmp_path) == [], "nothing half-written"
 
 
