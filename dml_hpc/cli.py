@@ -101,6 +101,7 @@ def data_info(console: Any, **arguments: Any) -> Any:
 @option("--shuffle/--no-shuffle", default=True, help="Draw the rows of a step at random.")
 @seed
 @option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", help="Type of weights and sums.")
+@option("--reproducible", is_flag=True, help="The same model, bit for bit, on any number of ranks.")
 @overwrite
 def train(comm: Any, console: Any, **arguments: Any) -> Any:
     """Train a model on the data set DATA, on all ranks."""

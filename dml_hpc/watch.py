@@ -27,7 +27,10 @@ _ASK, _ANSWER = 1, 2
 
 
 class State(NamedTuple):
-    """Where a rank is: collectives entered so far, whether it waits, its line of code, seconds since it got on."""
+    """Where a rank is: collectives entered so far, whether it waits, its line of code, seconds since it got on.
+
+    ``place`` names the step too, where there are steps.
+    """
 
     entered: int
     waiting: bool
@@ -78,6 +81,13 @@ def progressed() -> None:
         _watch.active = time.monotonic()
 
 
+def at_step(step: int) -> None:
+    """Tell the watch that this rank begins step ``step`` (from 1) of what it does: it is getting on."""
+    if _watch is not None:
+        _watch.step = step
+        _watch.active = time.monotonic()
+
+
 class Watch:
     """Watches over this rank's collectives from its construction (collective) to `close` (collective).
 
@@ -90,6 +100,7 @@ class Watch:
         self._deadline_s = deadline_s
         self._on_stall = on_stall
         self.active = time.monotonic()
+        self.step: int | None = None
         self._patience_from = 0.0
         self._entered = 0
         self._since: float | None = None
@@ -168,9 +179,10 @@ class Watch:
             else:
                 missing.append(f"rank {rank} does not answer: stopped, dead, or busy in compiled code")
         found = "; ".join(missing) or "all ranks are in it, so the transfer itself is this slow or stuck"
+        step = "" if self.step is None else f", step {self.step}"
         self._condemned = True
-        self._on_stall(f"{self._what} (collective {collective}) did not end within {self._deadline_s:g} s: {found}; "
-                       "the job ends (--deadline sets the limit)")
+        self._on_stall(f"{self._what} (collective {collective}{step}) did not end within {self._deadline_s:g} s: "
+                       f"{found}; the job ends (--deadline sets the limit)")
 
     def _ask(self, collective: int) -> dict[int, State]:
         """Return where the other ranks say that they are, by rank."""
@@ -196,4 +208,5 @@ class Watch:
         frame = frame or innermost
         if frame is None:
             return "its end"
-        return f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name})"
+        step = "" if self.step is None else f", step {self.step}"
+        return f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_name}){step}"

@@ -103,6 +103,38 @@ def loss_and_gradient(loss, X, y, rows, weights, gradient):
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+def fixed_point_gradient(loss, X, y, rows, weights, shift, scale, unit, out):
+    """Add the rows' gradient, loss and mass in fixed point to ``out`` (features + 3,) int64.
+
+    Each row's term is computed by itself, always by the same instructions, and rounded towards zero to a multiple of
+    1/``unit``, a power of two: integer sums do not depend on their order, so neither does the result, however rows
+    are dealt to ranks. The gradient is by the weights of standardised rows z_j = (x_j − shift_j)·scale_j (see
+    `sequential_sgd`), ``weights`` are those for raw rows. The mass Σ max(‖ℓ'z‖, |ℓ'|, ℓ), in units 2³² times as large
+    and rounded up, bounds every element of ``out``: below 2³⁰ nothing has overflowed; NaN and infinity are above.
+    """
+    features = X.shape[1]
+    for i in range(len(rows)):
+        x = X[rows[i]]
+        s = squares = weights.dtype.type(0)
+        for j in range(features):
+            z = (x[j] - shift[j]) * scale[j]
+            s += x[j] * weights[j]
+            squares += z * z
+        c, a, f = _slope_and_loss(loss, s + weights[features], y[rows[i]])
+        value = a + math.log(f)
+        mass = max(max(abs(c) * math.sqrt(squares), abs(c)), value) * (unit / 4294967296.0)
+        if not mass < 1e12:
+            out[features + 2] += 1 << 40
+            continue
+        out[features + 2] += 1 + int(mass)
+        step = weights.dtype.type(c * unit)
+        for j in range(features):
+            out[j] += int((x[j] - shift[j]) * scale[j] * step)
+        out[features] += int(scale[features] * step)
+        out[features + 1] += int(value * unit)
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
 def sequential_sgd(loss, X, y, rows, shift, scale, weights, step_size, l2):
     """Take one SGD step for each of ``rows`` in turn, changing ``weights`` in place; return the loss met on the way.
 

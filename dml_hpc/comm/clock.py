@@ -19,13 +19,13 @@ class Clock:
     """Adds up this rank's seconds, by what they went to, in ``seconds``.
 
     For loops: `start`, then `lap` after each phase of a step and `meet` after its one collective, and `settle`
-    once for many steps. For longer stretches: `phase` around them. ``most_meetings`` bounds the collectives
+    once for many steps. For longer stretches: `phase` around them. ``meetings`` is how many collectives to expect
     between two calls of `settle`.
     """
 
-    def __init__(self, most_meetings: int = 0) -> None:
+    def __init__(self, meetings: int = 0) -> None:
         self.seconds = {"read": 0.0, "compute": 0.0, "communicate": 0.0, "wait": 0.0}
-        self._meetings = np.zeros(most_meetings)
+        self._meetings = np.zeros(meetings)
         self._met = 0
         self._mark = time.perf_counter()
 
@@ -39,10 +39,16 @@ class Clock:
         self.seconds[phase] += now - self._mark
         self._mark = now
 
-    def meet(self) -> None:
-        """Keep the time since the mark as that of a collective, for `settle`, and set the mark."""
+    def meet(self, compute_s: float = 0.0) -> None:
+        """Keep the time since the mark as that of a collective, for `settle`, and set the mark.
+
+        ``compute_s`` of it were computing.
+        """
         now = time.perf_counter()
-        self._meetings[self._met] = now - self._mark
+        if self._met == len(self._meetings):
+            self._meetings = np.append(self._meetings, np.zeros(max(64, self._met)))
+        self._meetings[self._met] = now - self._mark - compute_s
+        self.seconds["compute"] += compute_s
         self._met += 1
         self._mark = now
 

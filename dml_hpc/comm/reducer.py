@@ -1,50 +1,128 @@
-"""What every reducer is: the owner of a buffer that becomes the sum of all ranks' buffers."""
+"""What every reducer is: the owner of a buffer, and of the sum of all ranks' buffers."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dml_hpc.comm.background import Background
+from dml_hpc.comm.elements import storage
 from dml_hpc.watch import waiting
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
+Update = Callable[[np.ndarray, int, int], None]
+"""``update(summed, start, stop)`` is given elements ``start`` … ``stop − 1`` of the sum, while they are in cache, and
+writes those of ``reducer.weights``; it may be called several times, for parts of ``reducer.owned``."""
+
 
 class Reducer(ABC):
-    """Sums one vector over the ranks of a communicator.
+    """Sums one vector of ``size`` elements over the ranks of a communicator.
 
-    ``buffer`` has shape (size,) and the dtype asked for. Before `allreduce` each rank's buffer holds its own
-    addend, afterwards the same sum, to the bit, on every rank. Nothing is allocated or copied per call beyond
-    what the algorithm sends. ``bytes_sent`` counts what this rank has sent so far (for the ``mpi`` reducer it is
-    None: the library does not say).
+    - ``buffer`` (size,): the caller writes this rank's addend there, all of it, before each call. Ask for it anew
+      after each call: it may have moved.
+    - ``total`` (size,): after `allreduce` the sum, the same to the bit on every rank, to be read until the next call
+      begins. It may lie where ``buffer`` lies, and in memory that other ranks read too: write to neither between a
+      call and the last use of its sum.
+    - ``weights`` (size,), when asked for: what `reduce_update` gathers. It keeps its content between calls.
+    - ``owned``: the range of elements whose sum this rank has after `reduce_scatter`, and updates in `reduce_update`.
+      Every element is some rank's; with some algorithms every rank's.
+
+    ``float16`` is NumPy's; ``bfloat16``, which NumPy lacks, is held as its bits in uint16 (see `elements`). Nothing is
+    allocated or copied per call beyond what the algorithm sends. ``bytes_sent`` counts what this rank has sent to other
+    ranks in messages so far (None: the library underneath does not say).
     """
 
     name: str
+    buffer: np.ndarray
+    total: np.ndarray
+    owned: tuple[int, int]
 
-    def __init__(self, comm: Intracomm, size: int, dtype: str):
+    def __init__(self, comm: Intracomm, size: int, dtype: str, weights_dtype: str | None = None):
         self.comm = comm.Dup()  # our messages can never meet the caller's
         self.size = size
-        self.buffer = self._allocate(size, np.dtype(dtype))
+        self.dtype = dtype
         self.bytes_sent: int | None = 0
+        self.weights: np.ndarray | None = None
+        self._background: Background | None = None
+        self._allocate(weights_dtype)
 
-    def _allocate(self, size: int, dtype: np.dtype) -> np.ndarray:
-        return np.zeros(size, dtype)
+    def _allocate(self, weights_dtype: str | None) -> None:
+        """Make ``buffer``, ``total`` and, if there is a dtype for them, ``weights``; all of them zero."""
+        self.buffer = self.total = np.zeros(self.size, storage(self.dtype))
+        if weights_dtype is not None:
+            self.weights = np.zeros(self.size, storage(weights_dtype))
 
     def allreduce(self) -> None:
-        """Collective: replace every rank's buffer by the sum of all of them."""
+        """Collective: make ``total`` the sum of every rank's ``buffer``."""
         with waiting(f"the {self.name} all-reduce"):
-            self._sum()
+            self._allreduce()
+
+    def reduce_scatter(self) -> None:
+        """Collective: the first half of `allreduce`: each rank's ``total`` holds the sum in its ``owned`` range."""
+        with waiting(f"the {self.name} reduce-scatter"):
+            self._reduce_scatter()
+
+    def allgather(self) -> None:
+        """Collective: the second half: what each rank's ``total`` holds in its ``owned`` range, every rank's holds."""
+        with waiting(f"the {self.name} all-gather"):
+            self._allgather()
+
+    def reduce_update(self, update: Update) -> None:
+        """Collective: sum the buffers, ``update`` each rank's ``owned`` part of the ``weights``, gather the weights.
+
+        The optimiser's state is needed where its part is only, and weights are gathered instead of the sum. Raises
+        `ValueError` when the reducer was opened without ``weights``.
+        """
+        if self.weights is None:
+            raise ValueError("a fused update needs a reducer opened with weights")
+        with waiting(f"the {self.name} all-reduce"):
+            self._reduce_update(update)
+
+    def start(self, update: Update | None = None) -> None:
+        """Collective: begin `allreduce` (or `reduce_update`) and return; a thread of this rank carries it on.
+
+        Until `wait` nothing of this reducer may be touched. Several reducers may be under way at a time, and may be
+        started and waited for in any order.
+        """
+        if self._background is None:
+            self._background = Background(f"dml-hpc {self.name}")
+        self._background.start(self._allreduce if update is None else lambda: self._reduce_update(update))
+
+    def wait(self) -> None:
+        """Collective: return when what `start` began has ended, as `allreduce` would have done."""
+        if self._background is None:
+            raise ValueError("nothing was started")
+        with waiting(f"the {self.name} all-reduce"):
+            self._background.wait()
+
+    def _allreduce(self) -> None:
+        self._reduce_scatter()
+        self._allgather()
 
     @abstractmethod
-    def _sum(self) -> None:
-        """Do it."""
+    def _reduce_scatter(self) -> None: ...
+
+    @abstractmethod
+    def _allgather(self) -> None: ...
+
+    @abstractmethod
+    def _reduce_update(self, update: Update) -> None: ...
+
+    def _sent(self, n_bytes: int) -> None:
+        """Count bytes that this rank has sent."""
+        assert self.bytes_sent is not None
+        self.bytes_sent += n_bytes
 
     def close(self) -> None:
-        """Collective: give the communicator back. The buffer stays readable."""
+        """Collective: give the communicator back. ``total`` and ``weights`` stay readable."""
+        if self._background is not None:
+            self._background.close()
         self.comm.Free()
 
     def __enter__(self) -> Reducer:

@@ -22,6 +22,7 @@ from dml_hpc.objectives.scaling import identity, standardising
 from dml_hpc.optim.schedules import Schedule
 from dml_hpc.store.model import LinearModel, weights_digest, write_model
 from dml_hpc.trainers.averaging import train_average
+from dml_hpc.trainers.gradient import FixedPointGradient, FloatGradient
 from dml_hpc.trainers.problem import Problem, compile_kernels, open_arrays
 from dml_hpc.trainers.sync import train_sync
 
@@ -38,7 +39,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objective: str, algorithm: str,
         allreduce: str, fan_in: int, batch_size: int | str | None, epochs: int, steps: int | None,
         step_size: float | None, schedule: str | None, momentum: float | None, warmup: float | None, l2: float,
-        intercept: bool, scale: bool, shuffle: bool, seed: int, dtype: str, overwrite: bool) -> dict[str, Any]:
+        intercept: bool, scale: bool, shuffle: bool, seed: int, dtype: str, reproducible: bool,
+        overwrite: bool) -> dict[str, Any]:
     """Collective: train on the data set ``data`` and write the model to ``output`` (rank 0 writes it).
 
     The arguments are those of ``dml-hpc train --help``; None takes the algorithm's default. Returns the keys of
@@ -48,6 +50,9 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
     with agreed(comm):
         settings = _settings(algorithm, batch_size=batch_size, step_size=step_size, schedule=schedule,
                              momentum=momentum, warmup=warmup)
+        if reproducible and algorithm == "average":
+            raise UserError("--reproducible: what averaging learns depends on the number of ranks by its nature; use "
+                            "--algorithm sync")
         dataset = open_dataset(data)
         if dataset.rows == 0:
             raise UserError(f"{data} has no rows to train on")
@@ -63,7 +68,7 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
         batches = Batches(dataset, rows_a_step, comm.rank, comm.size, seed, shuffle)
         scaling = _scaling(dataset, scale, intercept, kind)
         problem = Problem(goal, batches, scaling, {}, dataset.offsets, dataset.rows, dataset.features, l2, kind)
-        compile_kernels(problem, stored, sequential)
+        compile_kernels(problem, stored, sequential, reproducible)
     share = RandomShare(dataset.rows, comm.rank, comm.size, seed, shuffle)
     with agreed(comm):
         # Averaging deals rows at random, wherever they are stored; batches take a contiguous range.
@@ -82,12 +87,17 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
     def on_step(rows: int, loss: float) -> None:
         bar.advance(1, f"loss {loss:.4f}")
 
-    with open_reducer(allreduce, comm, dataset.features + 2, dtype, fan_in=fan_in) as reducer:
+    gradient = FixedPointGradient(problem) if reproducible else FloatGradient(problem)
+    if sequential:
+        summed = {"size": dataset.features + 2, "dtype": dtype}
+    else:
+        summed = {"size": dataset.features + 1 + gradient.extra, "dtype": gradient.dtype, "weights": dtype}
+    with open_reducer(allreduce, comm, **summed, fan_in=fan_in) as reducer:
         if sequential:
             losses = train_average(reducer, problem, share, weights, settings["step_size"], all_steps, clock, on_step)
         else:
             plan = Schedule(settings["schedule"], settings["step_size"], all_steps, batches.steps, settings["warmup"])
-            losses = train_sync(reducer, problem, weights, plan, settings["momentum"], clock, on_step)
+            losses = train_sync(reducer, problem, gradient, weights, plan, settings["momentum"], clock, on_step)
         work_s = time.perf_counter() - started
         bytes_sent = reducer.bytes_sent
     raw = scaling.fold(weights, np.empty_like(weights))
@@ -107,7 +117,8 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
                        for key in ("read", "compute", "communicate", "wait")},
         "work_s": work_s, "per_rank": splits, "data": str(data), "model": str(output), "rows": dataset.rows,
         "features": dataset.features, **settings, "l2": l2, "intercept": intercept, "scale": scale,
-        "shuffle": shuffle, "seed": seed, "dtype": dtype, "fan_in": fan_in if allreduce == "tree" else None,
+        "shuffle": shuffle, "seed": seed, "dtype": dtype, "reproducible": reproducible,
+        "fan_in": fan_in if allreduce == "tree" else None,
     }
     with agreed(comm):
         if comm.rank == 0:

@@ -49,6 +49,14 @@ class Objective(ABC):
         """Add the gradient of the summed loss of ``rows`` to ``gradient`` and return that sum."""
         return glm.loss_and_gradient(self.loss, X, y, rows, weights, gradient)
 
+    def fixed_point_gradient(self, X: np.ndarray, y: np.ndarray, rows: np.ndarray, weights: np.ndarray,
+                             shift: np.ndarray, scale: np.ndarray, unit: float, out: np.ndarray) -> None:
+        """Add the gradient of ``rows``, their loss and their mass to ``out`` in fixed point.
+
+        See `dml_hpc.kernels.glm.fixed_point_gradient`.
+        """
+        glm.fixed_point_gradient(self.loss, X, y, rows, weights, shift, scale, unit, out)
+
     def sequential_sgd(self, X: np.ndarray, y: np.ndarray, rows: np.ndarray, shift: np.ndarray, scale: np.ndarray,
                        weights: np.ndarray, step_size: float, l2: float) -> float:
         """Take one SGD step a row, in order; see `dml_hpc.kernels.glm.sequential_sgd`."""

@@ -15,6 +15,7 @@ class Scaling:
     def __init__(self, shift: np.ndarray, scale: np.ndarray):
         self.shift = shift
         self.scale = scale
+        self._change = np.empty_like(shift)
 
     def fold(self, weights: np.ndarray, out: np.ndarray) -> np.ndarray:
         """Write to ``out`` the weights for raw rows that score as ``weights`` do for standardised ones.
@@ -22,16 +23,18 @@ class Scaling:
         Both (features + 1,), intercept last.
         """
         np.multiply(weights, self.scale, out=out)
-        out[-1] -= self.shift @ out[:-1]
+        np.multiply(self.shift, out[:-1], out=self._change)
+        out[-1] -= self._change.sum()  # not BLAS, whose order of addition depends on its number of threads
         return out
 
-    def pull_back(self, gradient: np.ndarray, out: np.ndarray) -> np.ndarray:
-        """Write to ``out`` the gradient by standardised weights, given that by raw ones; both (features + 1,)."""
-        np.multiply(self.shift, -gradient[-1], out=out[:-1])
-        out[:-1] += gradient[:-1]
-        out[-1] = gradient[-1]
-        out *= self.scale
-        return out
+    def pull_back(self, gradient: np.ndarray) -> None:
+        """Turn the ``gradient`` by raw weights (features + 1,) into that by standardised ones, in place.
+
+        As it is linear, so may the sum of several gradients be turned, or each of them.
+        """
+        np.multiply(self.shift, gradient[-1], out=self._change)
+        gradient[:-1] -= self._change
+        gradient *= self.scale
 
 
 def standardising(mean: np.ndarray, deviation: np.ndarray, numeric: np.ndarray, intercept: bool,

@@ -16,7 +16,7 @@ from dml_hpc.comm.reducer import Reducer
 from dml_hpc.data.batches import RandomShare
 from dml_hpc.errors import JobError
 from dml_hpc.trainers.problem import Problem
-from dml_hpc.watch import progressed
+from dml_hpc.watch import at_step
 
 
 def train_average(reducer: Reducer, problem: Problem, share: RandomShare, weights: np.ndarray, step_size: float,
@@ -34,6 +34,7 @@ def train_average(reducer: Reducer, problem: Problem, share: RandomShare, weight
     examples = _Examples(problem)
     clock.start()
     for step in range(steps):
+        at_step(step + 1)
         rows = share.take(*divmod(step, share.steps))
         X, y = examples.gather(rows)
         clock.lap("read")
@@ -45,7 +46,6 @@ def train_average(reducer: Reducer, problem: Problem, share: RandomShare, weight
                            "NaN or infinity")
         met[step // share.steps] += loss, len(rows)
         on_step(len(rows), loss / max(len(rows), 1))
-        progressed()
         clock.lap("compute")
     takes_part = float(share.count > 0)
     np.multiply(weights, takes_part, out=reducer.buffer[:-1])
@@ -53,7 +53,7 @@ def train_average(reducer: Reducer, problem: Problem, share: RandomShare, weight
     clock.lap("compute")
     reducer.allreduce()
     clock.meet()
-    np.divide(reducer.buffer[:-1], max(reducer.buffer[-1], 1), out=weights)
+    np.divide(reducer.total[:-1], max(reducer.total[-1], 1), out=weights)
     clock.lap("compute")
     clock.settle(reducer.comm)
     everywhere = sum(reducer.comm.allgather(met))

@@ -48,6 +48,18 @@ class Problem:
         return total
 
 
+    def fixed_point_gradient(self, parts: list[Part], folded: np.ndarray, per_unit: float, out: np.ndarray) -> None:
+        """Add the gradient by standardised weights, the loss and the mass of this rank's rows to ``out``, int64.
+
+        ``folded`` are the weights for raw rows (features + 1,), ``out`` is (features + 3,).
+        """
+        for part in parts:
+            X, y = self.arrays[part.shard]
+            self.objective.fixed_point_gradient(X, y, part.rows, folded, self.scaling.shift, self.scaling.scale,
+                                                per_unit, out)
+            progressed()
+
+
 def open_arrays(dataset: Dataset, shards: Iterable[int], objective: Objective, classes: list[float] | None,
                 dtype: np.dtype) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Return X and targets of ``shards``; X stays mapped where the kernels can use it as it is.
@@ -65,7 +77,7 @@ def open_arrays(dataset: Dataset, shards: Iterable[int], objective: Objective, c
     return arrays
 
 
-def compile_kernels(problem: Problem, stored: np.dtype, sequential: bool) -> None:
+def compile_kernels(problem: Problem, stored: np.dtype, sequential: bool, reproducible: bool) -> None:
     """Have the kernels of this problem compiled, or read from Numba's cache, by running them on no rows.
 
     ``stored`` is the dtype of the data set's X.
@@ -80,3 +92,6 @@ def compile_kernels(problem: Problem, stored: np.dtype, sequential: bool) -> Non
         RandomShare(1, 1, 2).take(0, 0)
     problem.objective.loss_and_gradient(X, none, rows, weights, weights.copy())
     problem.batches.take(0, 0)
+    if reproducible:
+        problem.objective.fixed_point_gradient(X, none, rows, weights, problem.scaling.shift, problem.scaling.scale,
+                                               1.0, np.zeros(len(weights) + 2, np.int64))

@@ -115,7 +115,7 @@ def _leading_eigenvectors(comm: Intracomm, dataset: Dataset, rank_rows: tuple[in
             # One rank decides: eigenvectors of close eigenvalues may differ from one CPU type to the next.
             if comm.rank == 0:
                 with clock.phase("compute"):
-                    V[:] = _eigenvectors(gram, k)
+                    V[:] = _eigenvectors(reducer.total.reshape(d, d), k)
         with clock.phase("communicate"):
             comm.Bcast(V)
     return V
@@ -152,6 +152,7 @@ def _certify(comm: Intracomm, dataset: Dataset, rank_rows: tuple[int, int], V: n
             reducer.allreduce()
 
         def on_rank_0() -> tuple[np.ndarray, np.ndarray]:
+            back, squares = reducer.total[:d * k].reshape(d, k), reducer.total[d * k:]
             sigma = np.sqrt(squares)
             residuals = np.full(k, np.nan)
             # The usual numerical rank: below it Xv is rounding and u would be noise of length one.

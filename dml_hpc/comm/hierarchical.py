@@ -1,0 +1,201 @@
+"""``hierarchical``: inside a node ranks read one another's buffers where they lie; between nodes rings, one a lane.
+
+The vector is cut into as many slices as the node has ranks. Each rank adds up its slice from all the buffers of the
+node, in place, in its own one. Nothing is copied to give the others the sum: every rank has mapped the owners' slices
+one after the other, and so reads them as one vector. Two meetings of the node's ranks are all that it takes: one when
+every addend is written, one when every slice is summed.
+
+With several nodes a slice is a lane: its owners, one a node, sum it around a `Circle`, all lanes at once, and the sum
+over the node is taken segment by segment on the way, while other segments travel.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dml_hpc.comm.background import in_background, nap
+from dml_hpc.comm.circle import Circle
+from dml_hpc.comm.elements import adder, storage
+from dml_hpc.comm.reducer import Reducer, Update
+from dml_hpc.comm.shared_memory import PAGE_BYTES, SharedMemory, whole_pages
+from dml_hpc.comm.topology import node_of
+from dml_hpc.kernels import node as kernels
+from dml_hpc.layout import split
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
+SPINS = 2000
+"""Looks at a flag before the core is offered to others: some tens of µs."""
+PATIENCE = 5000
+"""Looks after that before Python gets its turn, to see to signals."""
+CHUNK_BYTES = 1 << 17
+"""How much of a slice is summed before it is updated: it stays in the second-level cache in between."""
+
+
+class HierarchicalReducer(Reducer):
+    """See the module. ``node`` holds the ranks that share memory with this one (None: the machine is asked).
+
+    ``buffer`` and ``total`` lie in memory that all ranks of the node share. The slice that a rank owns has two places
+    in turn: while one holds a sum that slower ranks still read, the next addend is written to the other. ``weights``
+    are there once for the whole node. Nodes may hold different numbers of ranks: there are as many lanes as the
+    smallest has ranks, and the spare ranks of the others only bring their addends.
+    """
+
+    name = "hierarchical"
+
+    def __init__(self, comm: Intracomm, size: int, dtype: str, weights_dtype: str | None = None,
+                 node: Intracomm | None = None):
+        from mpi4py import MPI
+
+        self._node = node_of(comm) if node is None else node.Dup()
+        lanes = comm.allreduce(self._node.size, MPI.MIN)
+        has_lane = self._node.rank < lanes
+        self._lane = comm.Split(self._node.rank if has_lane else MPI.UNDEFINED, comm.rank)
+        self._alone = comm.allreduce(self._node.size, MPI.MAX) == comm.size  # one node: no wire
+        # Slices end on pages, so that each can be mapped by itself.
+        pages = whole_pages(size * storage(dtype).itemsize) // PAGE_BYTES
+        cut = split(pages, lanes, self._node.rank) if has_lane else (pages, pages)
+        self._slice_bytes = (cut[0] * PAGE_BYTES, cut[1] * PAGE_BYTES)
+        self._lane_cuts = [split(pages, lanes, lane) for lane in range(lanes)]
+        self._spins = SPINS if self._node.size <= (os.cpu_count() or 1) else 0
+        self._count = 0
+        super().__init__(comm, size, dtype, weights_dtype)
+
+    def _allocate(self, weights_dtype: str | None) -> None:
+        node, kind = self._node, storage(self.dtype)
+        p, rank = node.size, node.rank
+        length = whole_pages(self.size * kind.itemsize)
+        low, high = self._slice_bytes
+        weights_length = 0 if weights_dtype is None else whole_pages(self.size * storage(weights_dtype).itemsize)
+        flags_length = whole_pages(2 * p * kernels.LINE * 8)
+        # One buffer a rank; one vector more, the other place of every slice; the weights; the flags.
+        other, weights, flags = p * length, (p + 1) * length, (p + 1) * length + weights_length
+        own = [(rank * length, length), (other + low, high - low)]
+        if rank == 0:
+            own.append((weights, weights_length + flags_length))
+        memory = SharedMemory(node, flags + flags_length, own)
+
+        def vector(*pieces: tuple[int, int]) -> np.ndarray:
+            return memory.map(*pieces)[:self.size * kind.itemsize].view(kind)
+
+        mine = rank * length
+        self._buffers = [vector((mine, length)),
+                         vector((mine, low), (other + low, high - low), (mine + high, length - high))]
+        slices = [(lane * length + first * PAGE_BYTES, (last - first) * PAGE_BYTES)
+                  for lane, (first, last) in enumerate(self._lane_cuts)]
+        self._totals = [vector(*slices), vector((other, length))]
+        self._inputs = memory.map((0, other)).view(kind).reshape(p, length // kind.itemsize)
+        self._flags = memory.map((flags, flags_length))[:2 * p * kernels.LINE * 8].view(np.int64).reshape(2, -1)
+        if weights_dtype is not None:
+            n_bytes = self.size * storage(weights_dtype).itemsize
+            self.weights = memory.map((weights, weights_length))[:n_bytes].view(storage(weights_dtype))
+        memory.close()
+        self._place = 0
+        self.buffer = self.total = self._buffers[0]
+        self._slice = slice(min(low // kind.itemsize, self.size), min(high // kind.itemsize, self.size))
+        self._scratch = np.empty(min(CHUNK_BYTES // kind.itemsize, self._slice.stop - self._slice.start), kind)
+        self._circles: dict[tuple[int, bool], Circle] = {}
+        self._add = adder(self.dtype)
+        self.owned = self._slice.start, self._slice.stop
+        if self._lane and not self._alone:
+            start, stop = split(self.owned[1] - self.owned[0], self._lane.size, self._lane.rank)
+            self.owned = self._slice.start + start, self._slice.start + stop
+
+    def _allreduce(self) -> None:
+        total = self._totals[self._place]
+        if self._alone and self._add is np.add:
+            self._count += 1
+            while not kernels.node_allreduce(self._flags, self._node.rank, self._count, self._inputs, total,
+                                             self._slice.start, self._slice.stop, *self._patience()):
+                nap()
+            self._turn()
+            return
+        self._meet(0)
+        if self._alone:
+            self._add_slice(total[self._slice], self._slice.start, total[self._slice])
+        elif self._lane:
+            self._sent(self._circle(False).allreduce())
+        self._meet(1)
+        self._turn()
+
+    def _reduce_scatter(self) -> None:
+        total = self._totals[self._place]
+        self._meet(0)
+        if self._alone:
+            self._add_slice(total[self._slice], self._slice.start, total[self._slice])
+        elif self._lane:
+            self._sent(self._circle(False).reduce_scatter())
+        self._turn()
+
+    def _allgather(self) -> None:
+        if self._lane and not self._alone:
+            self._place ^= 1
+            self._sent(self._circle(False).allgather())
+            self._place ^= 1
+        self._meet(1)
+
+    def _reduce_update(self, update: Update) -> None:
+        self._meet(0)
+        if self._alone:
+            step = max(len(self._scratch), 1)
+            for start in range(self._slice.start, self._slice.stop, step):
+                stop = min(start + step, self._slice.stop)
+                summed = self._scratch[:stop - start]
+                self._add_slice(self.buffer[start:stop], start, summed)
+                update(summed, start, stop)
+        elif self._lane:
+            own, first = self.buffer[self._slice], self._slice.start
+            self._sent(self._circle(True).allreduce(
+                lambda piece: update(own[piece], first + piece.start, first + piece.stop)))
+        self._meet(1)
+
+    def _circle(self, update: bool) -> Circle:
+        """Return the ring of this rank's lane, over the place that its slice has now."""
+        key = self._place, update
+        if key not in self._circles:
+            own = self._totals[self._place][self._slice]
+            rank, p = self._node.rank, self._node.size
+            others = [self._inputs[(rank + turn) % p][self._slice] for turn in range(1, p)]
+            gathered = own
+            if update:
+                assert self.weights is not None
+                gathered = self.weights[self._slice]
+            self._circles[key] = Circle(self._lane, [own, *others], gathered, self._add)
+        return self._circles[key]
+
+    def _add_slice(self, own: np.ndarray, start: int, out: np.ndarray) -> None:
+        """Write the node's sum of the elements from ``start`` on to ``out``, this rank's addend being ``own``."""
+        rank, p = self._node.rank, self._node.size
+        if self._add is np.add:
+            kernels.add_rows(own, self._inputs, rank, start, out)
+            return
+        for turn in range(1, p):
+            self._add(own if turn == 1 else out, self._inputs[(rank + turn) % p][start:start + len(out)], out)
+        if p == 1:
+            out[:] = own
+
+    def _meet(self, row: int) -> None:
+        """Wait until all ranks of the node are here; ``row`` 0 begins a call."""
+        self._count += row == 0
+        while not kernels.meet(self._flags[row], self._node.rank, self._count, *self._patience()):
+            nap()
+
+    def _patience(self) -> tuple[int, int]:
+        return (0, 1) if in_background() else (self._spins, PATIENCE)
+
+    def _turn(self) -> None:
+        """The sum lies where it is; the next addend is written to the other place."""
+        self.total = self._totals[self._place]
+        self._place ^= 1
+        self.buffer = self._buffers[self._place]
+
+    def close(self) -> None:
+        """See `Reducer.close`."""
+        super().close()
+        if self._lane:
+            self._lane.Free()
+        self._node.Free()

@@ -1,0 +1,97 @@
+"""The gradient of a step as a reducer's buffer takes it: in floats, or in fixed point for reproducible sums."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+from dml_hpc.data.batches import Part
+from dml_hpc.trainers.problem import Problem
+
+
+class Gradient(ABC):
+    """What a rank adds to a step's sum: the gradient by standardised weights (features + 1,), then the loss.
+
+    ``dtype`` is that of the reducer's buffer, ``extra`` how many elements it has beyond the weights; the sum times
+    ``unit`` is the real one. With ``repeats``, `judge` may want a sum done again.
+    """
+
+    dtype: str
+    extra: int
+    unit: float
+    repeats = False
+
+    @abstractmethod
+    def fill(self, parts: list[Part], folded: np.ndarray, buffer: np.ndarray) -> None:
+        """Write this rank's rows' share to ``buffer``; ``folded`` are the weights for raw rows."""
+
+    def judge(self, last: np.ndarray, rows: int) -> float | None:
+        """Return the summed loss of a step's ``rows`` rows, or None: the sum is no good and must be done again.
+
+        ``last`` (extra,) are the last elements of the sum, the loss already in real units. Every rank is given the
+        same, and so answers the same.
+        """
+        return float(last[0])
+
+
+class FloatGradient(Gradient):
+    """Sums in the dtype of the weights; their last bits depend on the order of addition."""
+
+    extra = 1
+    unit = 1.0
+
+    def __init__(self, problem: Problem):
+        self._problem = problem
+        self.dtype = str(problem.dtype)
+
+    def fill(self, parts: list[Part], folded: np.ndarray, buffer: np.ndarray) -> None:
+        """See `Gradient.fill`."""
+        buffer[:] = 0
+        buffer[-1] = self._problem.loss_and_gradient(parts, folded, buffer[:-1])
+        self._problem.scaling.pull_back(buffer[:-1])
+
+
+class FixedPointGradient(Gradient):
+    """Sums of integers, whose bits depend on nothing but the rows and the weights.
+
+    Every row's term is rounded to a multiple of ``unit``, a power of two. One more element, the mass, bounds all the
+    others (see `dml_hpc.kernels.glm.fixed_point_gradient`): where it is too large the sum may have overflowed, where it
+    is too small the unit is coarse; then the sum is done again with another unit, derived from what all ranks share.
+    """
+
+    dtype = "int64"
+    extra = 2
+    repeats = True
+    _MOST, _LEAST = 1 << 30, 1 << 8
+    """The mass of a good sum: no element reaches 2⁶², and units are under 2⁻³⁹ of the sum's magnitude."""
+    _LARGE, _SMALL = 1 << 24, 1 << 16
+    """Beyond these the next step's unit is adapted, so that hardly a sum is ever done twice."""
+
+    def __init__(self, problem: Problem):
+        self._problem = problem
+        self.unit = 2.0**-20
+
+    def fill(self, parts: list[Part], folded: np.ndarray, buffer: np.ndarray) -> None:
+        """See `Gradient.fill`."""
+        buffer[:] = 0
+        self._problem.fixed_point_gradient(parts, folded, 1 / self.unit, buffer)
+
+    def judge(self, last: np.ndarray, rows: int) -> float | None:
+        """See `Gradient.judge`; the loss is NaN when no unit is large enough."""
+        mass = float(last[1])
+        within = mass - rows  # each row's was rounded up
+        if mass >= self._MOST:
+            if self.unit > 2.0**100:
+                return math.nan
+            self.unit *= 2.0**16
+            return None
+        if within < self._LEAST and self.unit > 2.0**-60:
+            self.unit *= 2.0**-10
+            return None
+        if mass > self._LARGE:
+            self.unit *= 2.0**4
+        elif within < self._SMALL and self.unit > 2.0**-60:
+            self.unit *= 2.0**-4
+        return float(last[0])

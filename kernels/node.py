@@ -1,0 +1,77 @@
+"""Ranks of one node, meeting in shared memory: a barrier of flags, and sums that read the neighbours' buffers."""
+
+from __future__ import annotations
+
+from numba import njit
+
+from dml_hpc.kernels.atomic import load_acquire, relax, store_release, yield_core
+
+LINE = 8
+"""Flags of int64 in a cache line: each rank's flag has a line of its own, which only it writes."""
+_BLOCK_BYTES = 8192
+
+
+@njit(cache=True, nogil=True)
+def meet(flags, rank, count, spins, patience):
+    """Say in ``flags`` (ranks · LINE,) int64 that ``rank`` is at its ``count``-th meeting; return whether all are.
+
+    Polls ``spins`` times, then ``patience`` times more with the core offered to others in between, and returns False
+    when a rank is still missing: the caller looks after signals and calls again. What a rank wrote before a meeting,
+    all ranks see after it.
+    """
+    store_release(flags, rank * LINE, count)
+    polls = 0
+    for other in range(len(flags) // LINE):
+        while load_acquire(flags, other * LINE) < count:
+            if polls >= spins + patience:
+                return False
+            if polls < spins:
+                relax()
+            else:
+                yield_core()
+            polls += 1
+    return True
+
+
+@njit(cache=True, nogil=True)
+def add_rows(own, inputs, rank, start, out):
+    """Write ``own`` + the other ranks' elements from ``start`` on to ``out``, which may be ``own``; both (count,).
+
+    ``inputs`` is (ranks, elements), row r the vector of rank r; row ``rank`` is left out. Rows are added in turn from
+    ``rank + 1`` on, so that neighbours do not all read the same memory at the same time. A block stays in the
+    first-level cache from its first load to its last store.
+    """
+    ranks = inputs.shape[0]
+    step = _BLOCK_BYTES // inputs.itemsize
+    for low in range(0, len(out), step):
+        total, addend = out[low:low + step], own[low:low + step]
+        first, last = start + low, start + low + len(total)
+        if ranks == 1:
+            total[:] = addend
+        turn = 1
+        while turn + 1 < ranks:
+            a = inputs[(rank + turn) % ranks][first:last]
+            b = inputs[(rank + turn + 1) % ranks][first:last]
+            for j in range(len(total)):
+                total[j] = addend[j] + (a[j] + b[j])
+            addend = total
+            turn += 2
+        if turn < ranks:
+            a = inputs[(rank + turn) % ranks][first:last]
+            for j in range(len(total)):
+                total[j] = addend[j] + a[j]
+
+
+@njit(cache=True, nogil=True)
+def node_allreduce(flags, rank, count, inputs, total, start, stop, spins, patience):
+    """`meet`, add the neighbours' elements ``start`` … ``stop − 1`` to ``total``, where this rank's own are, `meet`.
+
+    ``flags`` is (2, ranks · LINE), one row a meeting. Returns False when a rank is missing; call again then, with the
+    same arguments: what is done is not done twice.
+    """
+    if load_acquire(flags[1], rank * LINE) < count:
+        if not meet(flags[0], rank, count, spins, patience):
+            return False
+        own = total[start:stop]
+        add_rows(own, inputs, rank, start, own)
+    return meet(flags[1], rank, count, spins, patience)
