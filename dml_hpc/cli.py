@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from dml_hpc import __version__
-from dml_hpc.comm import REDUCERS
+from dml_hpc.comm import ALLREDUCES, REDUCERS
+from dml_hpc.comm.compression import METHODS
 from dml_hpc.objectives import OBJECTIVES
 from dml_hpc.optim import SCHEDULES
 from dml_hpc.parameters import BatchSize, Finite, Names, Sizes
@@ -20,7 +21,15 @@ POSITIVE = click.IntRange(min=1)
 NOT_NEGATIVE = Finite(min=0)
 output = option("-o", "--output", type=PATH, required=True, metavar="PATH", help="Where the result goes.")
 overwrite = option("--overwrite", is_flag=True, help="Replace what is at the output.")
-allreduce = option("--allreduce", type=click.Choice(REDUCERS), default="ring", help="How vectors are summed.")
+
+
+def allreduce(default: str) -> Any:
+    return option("--allreduce", type=click.Choice(ALLREDUCES), default=default,
+                  help="How vectors are summed; auto measures and takes the fastest.")
+
+
+tuning = option("--tuning", type=PATH, default=None, metavar="FILE",
+                help="Keep what auto measured in FILE, and take it from there next time.")
 fan_in = option("--fan-in", type=POSITIVE, default=2, help="Children of a rank in the tree all-reduce.")
 seed = option("--seed", type=click.IntRange(min=0), default=0, help="Seed of everything random.")
 
@@ -85,7 +94,8 @@ def data_info(console: Any, **arguments: Any) -> Any:
 @option("--objective", type=click.Choice(OBJECTIVES), default="logistic", help="What is minimised.")
 @option("--algorithm", type=click.Choice(ALGORITHMS), default="sync",
         help="sync: every step, all ranks sum one gradient. average: each rank alone, then one average.")
-@allreduce
+@allreduce("auto")
+@tuning
 @fan_in
 @option("--batch-size", type=BatchSize(), default=None, help="Rows of a step, all ranks together.  [default: 1024]")
 @option("--epochs", type=POSITIVE, default=10, help="Passes over the data.")
@@ -136,7 +146,8 @@ def predict(comm: Any, console: Any, **arguments: Any) -> Any:
 @click.argument("data", type=PATH)
 @output
 @option("-k", "--k", "k", type=POSITIVE, required=True, metavar="N", help="Singular triplets to compute.")
-@allreduce
+@allreduce("hierarchical")
+@tuning
 @overwrite
 def svd(comm: Any, console: Any, **arguments: Any) -> Any:
     """The K largest singular values of DATA's matrix and their vectors, each with its residual."""
@@ -151,11 +162,19 @@ def bench() -> None:
 
 
 @bench.command("allreduce", cls=RanksVerb)
-@option("--sizes", type=Sizes(), default="4K,64K,1M,16M", help="Bytes of the vectors; K, M and G are powers of 1024.")
-@option("--reducers", type=Names(REDUCERS), default=REDUCERS, help="Which to measure.", show_default="all")
-@option("--dtype", type=click.Choice(["float32", "float64", "int64"]), default="float32", help="Element type.")
+@option("--sizes", type=Sizes(), default="1K,4K,16K,64K,256K,1M,4M,16M,64M",
+        help="Bytes of the vectors; K, M and G are powers of 1024.")
+@option("--reducers", type=Names(ALLREDUCES), default=REDUCERS, help="Which to measure; also auto and horovod.",
+        show_default=", ".join(REDUCERS))
+@option("--dtypes", type=Names(("float32", "float64", "int64", "float16", "bfloat16")), default="float32",
+        help="Types of element; also float64, int64, float16, bfloat16.")
+@option("--compressions", type=Names(("none", *METHODS)), default="none",
+        help=f"What is sent: none (all of it), {', '.join(METHODS)}.")
+@option("--peers", "with_peers", is_flag=True, help="Also measure the raw MPI_Allreduce, Horovod and torch's gloo.")
 @option("--repeats", type=POSITIVE, default=11, help="Timed repeats; the median is reported.")
 @fan_in
+@option("-o", "--plot", type=PATH, default=None, metavar="FILE", help="Draw time and bandwidth into FILE.png or .svg.")
+@overwrite
 def bench_allreduce(comm: Any, console: Any, **arguments: Any) -> Any:
     """Time every all-reduce against the MPI library's own, and check every sum."""
     from dml_hpc.commands import bench_allreduce

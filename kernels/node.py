@@ -34,32 +34,39 @@ def meet(flags, rank, count, spins, patience):
 
 
 @njit(cache=True, nogil=True)
-def add_rows(own, inputs, rank, start, out):
-    """Write ``own`` + the other ranks' elements from ``start`` on to ``out``, which may be ``own``; both (count,).
+def _add(out, a):
+    for j in range(len(out)):
+        out[j] += a[j]
+
+
+@njit(cache=True, nogil=True)
+def _add_two(out, a, b):
+    for j in range(len(out)):
+        out[j] += a[j] + b[j]
+
+
+@njit(cache=True, nogil=True)
+def add_rows(inputs, rank, start, out):
+    """Add the other ranks' elements from ``start`` on to ``out`` (count,), which holds this rank's own.
 
     ``inputs`` is (ranks, elements), row r the vector of rank r; row ``rank`` is left out. Rows are added in turn from
     ``rank + 1`` on, so that neighbours do not all read the same memory at the same time. A block stays in the
     first-level cache from its first load to its last store.
     """
     ranks = inputs.shape[0]
+    if ranks == 2:  # nothing to keep in cache between rows
+        _add(out, inputs[1 - rank][start:start + len(out)])
+        return
     step = _BLOCK_BYTES // inputs.itemsize
     for low in range(0, len(out), step):
-        total, addend = out[low:low + step], own[low:low + step]
+        total = out[low:low + step]
         first, last = start + low, start + low + len(total)
-        if ranks == 1:
-            total[:] = addend
         turn = 1
         while turn + 1 < ranks:
-            a = inputs[(rank + turn) % ranks][first:last]
-            b = inputs[(rank + turn + 1) % ranks][first:last]
-            for j in range(len(total)):
-                total[j] = addend[j] + (a[j] + b[j])
-            addend = total
+            _add_two(total, inputs[(rank + turn) % ranks][first:last], inputs[(rank + turn + 1) % ranks][first:last])
             turn += 2
         if turn < ranks:
-            a = inputs[(rank + turn) % ranks][first:last]
-            for j in range(len(total)):
-                total[j] = addend[j] + a[j]
+            _add(total, inputs[(rank + turn) % ranks][first:last])
 
 
 @njit(cache=True, nogil=True)
@@ -72,6 +79,5 @@ def node_allreduce(flags, rank, count, inputs, total, start, stop, spins, patien
     if load_acquire(flags[1], rank * LINE) < count:
         if not meet(flags[0], rank, count, spins, patience):
             return False
-        own = total[start:stop]
-        add_rows(own, inputs, rank, start, own)
+        add_rows(inputs, rank, start, total[start:stop])
     return meet(flags[1], rank, count, spins, patience)

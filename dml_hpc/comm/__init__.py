@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from dml_hpc.errors import UserError
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -10,18 +13,29 @@ if TYPE_CHECKING:
     from dml_hpc.comm.reducer import Reducer
 
 REDUCERS = ("mpi", "ring", "tree", "hierarchical")
+"""The reducers that work wherever MPI does; the last between ranks of Linux nodes."""
+ALLREDUCES = ("auto", *REDUCERS, "horovod")
+"""What a user may ask for: the fastest here, one of them, or Horovod's, where it is installed."""
 
 
 def open_reducer(name: str, comm: Intracomm, size: int, dtype: str = "float32", device: str = "cpu",
-                 fan_in: int = 2, weights: str | None = None) -> Reducer:
+                 fan_in: int = 2, weights: str | None = None, tuning: Path | None = None) -> Reducer:
     """Collective: return the reducer called ``name`` for vectors of ``size`` elements of ``dtype``.
 
     The reducer owns a duplicate of ``comm`` and its buffer; use it as a context manager. ``fan_in`` is the number
     of children a rank adds up in the ``tree``. With ``weights``, a dtype, it also owns weights for fused updates.
-    Raises `ValueError` for an unknown name, or a device other than "cpu".
+    ``auto`` keeps what it measures in the file ``tuning``. Raises `ValueError` for an unknown name, or a device other
+    than "cpu", and `AgreedError` on every rank for what the user can mend.
     """
     if device != "cpu":
         raise ValueError(f"no reducer sums on device {device!r}")
+    if tuning is not None and name != "auto":
+        raise UserError(f"a tuning file is for --allreduce auto, not {name}; leave out --tuning")
+    if name == "auto":
+        from dml_hpc.comm.auto import open_auto
+
+        return open_auto(comm, size, dtype, weights is not None, tuning,
+                         lambda one: open_reducer(one, comm, size, dtype, device, fan_in, weights))
     if name == "mpi":
         from dml_hpc.comm.mpi_library import LibraryReducer
 
@@ -38,4 +52,8 @@ def open_reducer(name: str, comm: Intracomm, size: int, dtype: str = "float32", 
         from dml_hpc.comm.hierarchical import HierarchicalReducer
 
         return HierarchicalReducer(comm, size, dtype, weights)
+    if name == "horovod":
+        from dml_hpc.comm.horovod import HorovodReducer
+
+        return HorovodReducer(comm, size, dtype, weights)
     raise ValueError(f"unknown reducer {name!r}")

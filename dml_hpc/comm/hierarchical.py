@@ -116,7 +116,7 @@ class HierarchicalReducer(Reducer):
             return
         self._meet(0)
         if self._alone:
-            self._add_slice(total[self._slice], self._slice.start, total[self._slice])
+            self._add_others(self._slice.start, total[self._slice])
         elif self._lane:
             self._sent(self._circle(False).allreduce())
         self._meet(1)
@@ -126,7 +126,7 @@ class HierarchicalReducer(Reducer):
         total = self._totals[self._place]
         self._meet(0)
         if self._alone:
-            self._add_slice(total[self._slice], self._slice.start, total[self._slice])
+            self._add_others(self._slice.start, total[self._slice])
         elif self._lane:
             self._sent(self._circle(False).reduce_scatter())
         self._turn()
@@ -145,7 +145,8 @@ class HierarchicalReducer(Reducer):
             for start in range(self._slice.start, self._slice.stop, step):
                 stop = min(start + step, self._slice.stop)
                 summed = self._scratch[:stop - start]
-                self._add_slice(self.buffer[start:stop], start, summed)
+                summed[:] = self.buffer[start:stop]
+                self._add_others(start, summed)
                 update(summed, start, stop)
         elif self._lane:
             own, first = self.buffer[self._slice], self._slice.start
@@ -167,16 +168,14 @@ class HierarchicalReducer(Reducer):
             self._circles[key] = Circle(self._lane, [own, *others], gathered, self._add)
         return self._circles[key]
 
-    def _add_slice(self, own: np.ndarray, start: int, out: np.ndarray) -> None:
-        """Write the node's sum of the elements from ``start`` on to ``out``, this rank's addend being ``own``."""
+    def _add_others(self, start: int, out: np.ndarray) -> None:
+        """Add the other ranks' elements from ``start`` on to ``out``, which holds this rank's own."""
         rank, p = self._node.rank, self._node.size
         if self._add is np.add:
-            kernels.add_rows(own, self._inputs, rank, start, out)
+            kernels.add_rows(self._inputs, rank, start, out)
             return
         for turn in range(1, p):
-            self._add(own if turn == 1 else out, self._inputs[(rank + turn) % p][start:start + len(out)], out)
-        if p == 1:
-            out[:] = own
+            self._add(out, self._inputs[(rank + turn) % p][start:start + len(out)], out)
 
     def _meet(self, row: int) -> None:
         """Wait until all ranks of the node are here; ``row`` 0 begins a call."""

@@ -39,6 +39,8 @@ class Reducer(ABC):
     """
 
     name: str
+    choice: str | None = None
+    """Why it was chosen, when that was left to ``auto``."""
     buffer: np.ndarray
     total: np.ndarray
     owned: tuple[int, int]

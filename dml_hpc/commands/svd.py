@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dml_hpc.comm import REDUCERS
+from dml_hpc.comm import ALLREDUCES
+from dml_hpc.commands.reducing import opener
 from dml_hpc.data.dataset import open_dataset
 from dml_hpc.decomposition.svd.gram import SvdResult, truncated_svd
 from dml_hpc.errors import UserError, did_you_mean
@@ -26,7 +27,7 @@ ROWS_SHOWN = 20
 
 
 def run(comm: Intracomm, console: Console, data: Path, output: Path, k: int, allreduce: str,
-        overwrite: bool) -> dict[str, Any]:
+        tuning: Path | None, overwrite: bool) -> dict[str, Any]:
     """Collective: factorise ``data`` and write the ``k`` largest triplets to ``output``.
 
     Returns the ``--json`` keys. ``allreduce`` names the reducer that sums the ranks' parts. Times are in
@@ -35,13 +36,13 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, k: int, all
     """
     started = time.perf_counter()
     with agreed(comm):
-        if allreduce not in REDUCERS:
-            raise UserError(f"unknown --allreduce {allreduce!r}{did_you_mean(allreduce, REDUCERS)}; "
-                            f"there are {', '.join(REDUCERS)}")
+        if allreduce not in ALLREDUCES:
+            raise UserError(f"unknown --allreduce {allreduce!r}{did_you_mean(allreduce, ALLREDUCES)}; "
+                            f"there are {', '.join(ALLREDUCES)}")
         dataset = open_dataset(data)
         if comm.rank == 0:
             check_output(output, overwrite)
-    found = truncated_svd(comm, dataset, k, allreduce, console)
+    found = truncated_svd(comm, dataset, k, opener(console, allreduce, tuning=tuning), console)
     with agreed(comm):
         if comm.rank == 0:
             write_factors(output, Factors(found.singular_values, found.V, found.relative_residuals,
@@ -57,6 +58,7 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, k: int, all
         "relative_residuals": [None if math.isnan(r) else r for r in found.relative_residuals.tolist()],
         "passes_over_data": found.passes_over_data,
         "allreduce": allreduce,
+        "allreduce_used": found.allreduce,
         "data": str(data),
         "rows": dataset.rows,
         "features": dataset.features,

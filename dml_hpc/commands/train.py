@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dml_hpc.comm import open_reducer
 from dml_hpc.comm.clock import Clock
+from dml_hpc.commands.reducing import opener
 from dml_hpc.console import Console
 from dml_hpc.data.batches import Batches, RandomShare
 from dml_hpc.data.dataset import Dataset, open_dataset
@@ -37,7 +37,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objective: str, algorithm: str,
-        allreduce: str, fan_in: int, batch_size: int | str | None, epochs: int, steps: int | None,
+        allreduce: str, tuning: Path | None, fan_in: int, batch_size: int | str | None, epochs: int, steps: int | None,
         step_size: float | None, schedule: str | None, momentum: float | None, warmup: float | None, l2: float,
         intercept: bool, scale: bool, shuffle: bool, seed: int, dtype: str, reproducible: bool,
         overwrite: bool) -> dict[str, Any]:
@@ -92,14 +92,15 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
         summed = {"size": dataset.features + 2, "dtype": dtype}
     else:
         summed = {"size": dataset.features + 1 + gradient.extra, "dtype": gradient.dtype, "weights": dtype}
-    with open_reducer(allreduce, comm, **summed, fan_in=fan_in) as reducer:
+    open_reducer = opener(console, allreduce, fan_in=fan_in, tuning=tuning)
+    with open_reducer(comm, **summed) as reducer:
         if sequential:
             losses = train_average(reducer, problem, share, weights, settings["step_size"], all_steps, clock, on_step)
         else:
             plan = Schedule(settings["schedule"], settings["step_size"], all_steps, batches.steps, settings["warmup"])
             losses = train_sync(reducer, problem, gradient, weights, plan, settings["momentum"], clock, on_step)
         work_s = time.perf_counter() - started
-        bytes_sent = reducer.bytes_sent
+        bytes_sent, summed_by, choice = reducer.bytes_sent, reducer.name, reducer.choice
     raw = scaling.fold(weights, np.empty_like(weights))
     loss = _final_loss(comm, problem, raw)
     bar.close(f"loss {loss:.4f}")
@@ -110,7 +111,8 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
     splits = comm.allgather({**clock.seconds, "rows": own_rows, "work_s": work_s, "bytes_sent": bytes_sent})
     work_s = max(split["work_s"] for split in splits)
     result = {
-        "objective": objective, "algorithm": algorithm, "allreduce": allreduce, "device": "cpu",
+        "objective": objective, "algorithm": algorithm, "allreduce": allreduce, "allreduce_used": summed_by,
+        "allreduce_choice": choice, "device": "cpu",
         "steps": all_steps, "epochs": epochs if steps is None else all_steps / steps_per_epoch, "examples": examples,
         "examples_per_s": examples / work_s, "loss": loss, "losses": losses, "weights_digest": digest,
         "time_split": {key: max(split[key] for split in splits)
@@ -118,7 +120,7 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
         "work_s": work_s, "per_rank": splits, "data": str(data), "model": str(output), "rows": dataset.rows,
         "features": dataset.features, **settings, "l2": l2, "intercept": intercept, "scale": scale,
         "shuffle": shuffle, "seed": seed, "dtype": dtype, "reproducible": reproducible,
-        "fan_in": fan_in if allreduce == "tree" else None,
+        "fan_in": fan_in if summed_by == "tree" else None,
     }
     with agreed(comm):
         if comm.rank == 0:
@@ -129,7 +131,7 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
     return result
 
 
-_OF_THE_RUN = ("time_split", "per_rank", "work_s", "examples_per_s", "weights_digest")
+_OF_THE_RUN = ("allreduce_used", "allreduce_choice", "time_split", "per_rank", "work_s", "examples_per_s", "weights_digest")
 """What says how the run went, not how the model came about; two runs may differ in it and give the same model."""
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 Record = dict[str, Any]
 
-JOB_KEYS = ("command", "objective", "algorithm", "allreduce", "device", "data", "rows", "features", "k", "method",
-            "batch_size", "epochs", "repeats", "schedule", "momentum", "dtype", "fan_in", "scale", "intercept",
-            "shuffle")
+JOB_KEYS = ("command", "objective", "algorithm", "allreduce", "compression", "reproducible", "device", "data", "rows",
+            "features", "k", "method", "batch_size", "epochs", "repeats", "schedule", "momentum", "dtype", "fan_in",
+            "scale", "intercept", "shuffle")
 """Runs that agree in all of these did the same work and may be compared at different numbers of ranks."""
-TITLE_KEYS = ("command", "objective", "algorithm", "allreduce", "device", "data", "k", "method", "batch_size",
-              "epochs", "dtype")
+TITLE_KEYS = ("command", "objective", "algorithm", "allreduce", "compression", "reproducible", "device", "data", "k",
+              "method", "batch_size", "epochs", "dtype")
 """What names a job; of the others only those in which it differs from its peers."""
 
 PHASES = ("read", "compute", "communicate", "wait")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import random
+import time
+
 import numpy as np
 import pytest
 
-from dml_hpc.comm import REDUCERS, open_reducer
+from dml_hpc.comm import REDUCERS, circle, doubling, hierarchical, open_reducer, tree
+from dml_hpc.comm.hierarchical import HierarchicalReducer
+from dml_hpc.kernels import node as kernels
 
 pytestmark = pytest.mark.mpi
 
@@ -98,3 +103,205 @@ def test_bad_arguments_are_refused(comm):
         open_reducer("ring", comm, 1, device="abacus")
     with pytest.raises(ValueError, match="fan-in"):
         open_reducer("tree", comm, 1, fan_in=0)
+
+
+@pytest.mark.parametrize("name", REDUCERS)
+def test_the_halves_make_the_whole(comms, name):
+    p, rank = comms.size, comms.rank
+    for size in (0, 1, p + 1, 5000, MIB // 4 + 3):
+        with open_reducer(name, comms, size) as reducer:
+            for call in range(3):
+                reducer.buffer[:] = addend(rank, size, call)
+                reducer.reduce_scatter()
+                start, stop = reducer.owned
+                np.testing.assert_array_equal(reducer.total[start:stop], total(p, size, call)[start:stop])
+                owners = np.zeros(size, int)
+                for first, last in comms.allgather((start, stop)):
+                    owners[first:last] += 1
+                assert owners.all(), "every element is some rank's"
+                reducer.total[start:stop] += 1  # what an owner makes of it, all are given
+                reducer.allgather()
+                np.testing.assert_array_equal(reducer.total, total(p, size, call) + 1)
+
+
+@pytest.mark.parametrize("weights", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+@pytest.mark.parametrize("name", REDUCERS)
+def test_a_fused_update_gives_all_ranks_the_owners_weights(comms, name, dtype, weights):
+    p, rank = comms.size, comms.rank
+    for size in (0, 1, p - 1, p + 1, 70_001, MIB // 4 + 3):
+        with open_reducer(name, comms, size, dtype, weights=weights) as reducer:
+            reducer.weights[:] = np.arange(size) % 7
+
+            def update(summed, start, stop, reducer=reducer):
+                assert reducer.owned[0] <= start <= stop <= reducer.owned[1]
+                reducer.weights[start:stop] += 2 * summed
+
+            expected = np.arange(size) % 7
+            for call in range(4):
+                reducer.buffer[:] = addend(rank, size, call)
+                if call == 2:  # the two kinds of call may follow each other
+                    reducer.allreduce()
+                    np.testing.assert_array_equal(reducer.total, total(p, size, call))
+                    continue
+                reducer.reduce_update(update)
+                expected += 2 * total(p, size, call)
+                np.testing.assert_array_equal(reducer.weights, expected)
+
+
+def test_without_weights_there_is_nothing_to_update(comm):
+    with open_reducer("ring", comm, 3) as reducer, pytest.raises(ValueError, match="opened with weights"):
+        reducer.reduce_update(lambda *chunk: None)
+
+
+@pytest.mark.parametrize("name", REDUCERS)
+def test_split_sums_run_side_by_side_in_any_order(comms, name):
+    p, rank = comms.size, comms.rank
+    sizes_ = (5, 100_003, 70_000)
+    reducers = [open_reducer(name, comms, size, weights="float32") for size in sizes_]
+    for call in range(3):
+        for reducer in reducers:
+            reducer.buffer[:] = addend(rank, reducer.size, call)
+            reducer.start()
+        for reducer in reducers[::1 if rank % 2 else -1]:
+            reducer.wait()
+        for reducer in reducers:
+            np.testing.assert_array_equal(reducer.total, total(p, reducer.size, call))
+    one = reducers[1]
+    one.buffer[:] = addend(rank, one.size)
+
+    def update(summed, start, stop):
+        one.weights[start:stop] = -summed
+
+    one.start(update)
+    with pytest.raises(ValueError, match="started twice"):
+        one.start()
+    one.wait()
+    np.testing.assert_array_equal(one.weights, -total(p, one.size))
+    with pytest.raises(ValueError, match="nothing was started"):
+        one.wait()
+    for reducer in reducers:
+        reducer.close()
+
+
+def test_a_failure_in_the_background_is_raised_where_it_is_waited_for(comm):
+    def fail(summed, start, stop):
+        raise ArithmeticError("no update")
+
+    with open_reducer("mpi", comm, 10, weights="float32") as reducer:
+        reducer.start(fail)
+        with pytest.raises(ArithmeticError, match="no update"):
+            reducer.wait()
+
+
+NODES = {
+    "all alone": lambda rank: rank,
+    "one apart": lambda rank: int(rank > 0),
+    "by turns": lambda rank: rank % 2,
+    "the last apart": lambda rank: int(rank > 1),
+}
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, "float16"])
+@pytest.mark.parametrize("nodes", NODES)
+def test_nodes_may_hold_different_numbers_of_ranks(comms, nodes, dtype):
+    p, rank = comms.size, comms.rank
+    node = comms.Split(NODES[nodes](rank))
+    for size in (0, 1, p + 1, 3000, MIB // 8 + 3):
+        with HierarchicalReducer(comms, size, dtype, "float32", node=node) as reducer:
+            for call in range(3):
+                reducer.buffer[:] = addend(rank, size, call)
+                reducer.allreduce()
+                np.testing.assert_array_equal(reducer.total, total(p, size, call))
+                reducer.buffer[:] = addend(rank, size, call)
+                reducer.reduce_scatter()
+                reducer.allgather()
+                np.testing.assert_array_equal(reducer.total, total(p, size, call))
+
+            def update(summed, start, stop, reducer=reducer):
+                reducer.weights[start:stop] += summed
+
+            for call in range(2):
+                reducer.buffer[:] = addend(rank, size, call)
+                reducer.reduce_update(update)
+            np.testing.assert_array_equal(reducer.weights, total(p, size, 0) + total(p, size, 1))
+    node.Free()
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("name", [*REDUCERS, "hierarchical, two nodes"])
+def test_no_schedule_of_delays_changes_a_sum(comms, name, background, monkeypatch):
+    """Ranks pause at random before any of their steps; who is late, and where, differs from call to call."""
+    p, rank = comms.size, comms.rank
+    luck = random.Random(rank)
+
+    def late(step):
+        def delayed(*arguments):
+            if luck.random() < 0.2:
+                time.sleep(luck.random() * 2e-3)
+            return step(*arguments)
+
+        return delayed
+
+    for module in (circle, tree, doubling):
+        monkeypatch.setattr(module, "finish", late(module.finish))
+    for kernel in ("meet", "node_allreduce", "add_rows"):
+        monkeypatch.setattr(kernels, kernel, late(getattr(kernels, kernel)))
+    monkeypatch.setattr(hierarchical, "PATIENCE", 3)  # looks after its signals after hardly any waiting
+    monkeypatch.setattr(circle, "SEGMENT_BYTES", 4096)
+    monkeypatch.setattr(tree, "SEGMENT_BYTES", 4096)
+    node = comms.Split(rank % 2)
+    for size in (7, 30_011):
+        if "," in name:
+            reducer = HierarchicalReducer(comms, size, "float32", node=node)
+        else:
+            reducer = open_reducer(name, comms, size)
+        with reducer:
+            for call in range(12):
+                reducer.buffer[:] = addend(rank, size, call)
+                if background:
+                    reducer.start()
+                    reducer.wait()
+                else:
+                    reducer.allreduce()
+                np.testing.assert_array_equal(reducer.total, total(p, size, call))
+                if luck.random() < 0.3:
+                    time.sleep(1e-3)  # still reading while others go on
+                np.testing.assert_array_equal(reducer.total, total(p, size, call))
+    node.Free()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", REDUCERS)
+def test_16_bit_floats_are_summed_by_all(comms, name, dtype):
+    p, rank = comms.size, comms.rank
+    for size in (0, 1, p + 1, 50_001):
+        with open_reducer(name, comms, size, dtype) as reducer:
+            mine = addend(rank, size).astype(np.float32)  # sums of up to 256 are exact in bfloat16 too
+            reducer.buffer[:] = mine if dtype == "float16" else mine.view(np.uint32) >> 16
+            reducer.allreduce()
+            got = reducer.total
+            if dtype == "bfloat16":
+                got = (got.astype(np.uint32) << 16).view(np.float32)
+            np.testing.assert_array_equal(got, total(p, size))
+
+
+@pytest.mark.parametrize("name", REDUCERS)
+def test_more_than_two_gib(comm, name):
+    if comm.size != 2:
+        pytest.skip("once, on two ranks")
+    available = int(next(line for line in open("/proc/meminfo") if line.startswith("MemAvailable")).split()[1]) << 10
+    if comm.allreduce(int(available < 10 << 30)):
+        pytest.skip("needs 10 GiB of free memory")
+    size = (1 << 29) + 1001
+    with open_reducer(name, comm, size) as reducer:
+        reducer.buffer[:] = comm.rank + 1
+        places = [0, 1, (1 << 29) - 1, 1 << 29, size - 1]
+        reducer.buffer[places] = np.arange(5) + comm.rank
+        reducer.allreduce()
+        np.testing.assert_array_equal(reducer.total[places], 2 * np.arange(5) + 1)
+        reducer.total[places] = 3 if reducer.name != "hierarchical" or comm.rank == 0 else reducer.total[places]
+        comm.Barrier()
+        for start in range(0, size, 1 << 26):
+            part = reducer.total[start:start + (1 << 26)]
+            assert part.min() == part.max() == 3

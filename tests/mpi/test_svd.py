@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -14,7 +15,7 @@ import pytest
 import scipy.linalg
 
 from dml_hpc import __version__
-from dml_hpc.comm import REDUCERS
+from dml_hpc.comm import REDUCERS, open_reducer
 from dml_hpc.commands import svd
 from dml_hpc.console import Console
 from dml_hpc.data.dataset import open_dataset
@@ -66,7 +67,7 @@ def matrix(rows: int, spectrum: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def factorise(comm, path: Path, k: int, reducer: str = "ring") -> gram.SvdResult:
-    return gram.truncated_svd(comm, open_dataset(path), k, reducer, Console(rank=comm.rank))
+    return gram.truncated_svd(comm, open_dataset(path), k, partial(open_reducer, reducer), Console(rank=comm.rank))
 
 
 def residuals(X: np.ndarray, found: gram.SvdResult) -> np.ndarray:
@@ -202,7 +203,7 @@ def test_too_many_features_are_refused(comm, folder, monkeypatch):
 
 
 def run(comm, path: Path, output: Path, k: int = 3, allreduce: str = "tree", overwrite: bool = False) -> dict:
-    return svd.run(comm, Console(rank=comm.rank), path, output, k, allreduce, overwrite)
+    return svd.run(comm, Console(rank=comm.rank), path, output, k, allreduce, None, overwrite)
 
 
 def test_the_command_writes_and_reports(comm, folder, capsys):

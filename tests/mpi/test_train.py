@@ -21,7 +21,7 @@ from dml_hpc.store.model import read_model
 pytestmark = pytest.mark.mpi
 
 OPTIONS = {
-    "objective": "logistic", "algorithm": "sync", "allreduce": "ring", "fan_in": 2, "batch_size": 64, "epochs": 3,
+    "objective": "logistic", "algorithm": "sync", "allreduce": "ring", "tuning": None, "fan_in": 2, "batch_size": 64, "epochs": 3,
     "steps": None, "step_size": None, "schedule": None, "momentum": None, "warmup": None, "l2": 1e-4,
     "intercept": True, "scale": True, "shuffle": True, "seed": 3, "dtype": "float32", "reproducible": False,
     "overwrite": False,

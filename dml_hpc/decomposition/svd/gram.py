@@ -8,13 +8,13 @@ residuals of the second pass, taken from X itself, show.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dml_hpc.comm import open_reducer
+from dml_hpc.comm.reducer import Reducer
 from dml_hpc.comm.clock import Clock
 from dml_hpc.data.dataset import Dataset
 from dml_hpc.errors import JobError, UserError
@@ -43,18 +43,19 @@ class SvdResult:
     ‖Xᵀu − σv‖/σ₁ with u = Xv/σ, computed from X; NaN where σ is zero to rounding and there is no u.
     ‖Xv − σu‖ is zero by the choice of u, so X has a singular value within ``relative_residuals[i]``·σ₁ of
     ``singular_values[i]``. ``time_split`` alone is each rank's own: seconds reading, computing, communicating
-    and waiting for slower ranks.
+    and waiting for slower ranks. ``allreduce`` names the reducer that summed XᵀX.
     """
 
     singular_values: np.ndarray
     V: np.ndarray
     relative_residuals: np.ndarray
     time_split: dict[str, float]
+    allreduce: str
     method: str = "gram"
     passes_over_data: int = 2
 
 
-def truncated_svd(comm: Intracomm, dataset: Dataset, k: int, reducer_name: str,
+def truncated_svd(comm: Intracomm, dataset: Dataset, k: int, open_reducer: Callable[..., Reducer],
                   console: Console) -> SvdResult:
     """Collective: return the ``k`` largest singular triplets of the data set's X.
 
@@ -70,12 +71,13 @@ def truncated_svd(comm: Intracomm, dataset: Dataset, k: int, reducer_name: str,
         _check(dataset, k)
     rank_rows = split(dataset.rows, comm.size, comm.rank)
     bar = console.bar(2 * (rank_rows[1] - rank_rows[0]), "svd")
-    V = _leading_eigenvectors(comm, dataset, rank_rows, k, reducer_name, clock, bar)
-    sigma, residuals = _certify(comm, dataset, rank_rows, V, reducer_name, clock, bar)
+    V, summed_by = _leading_eigenvectors(comm, dataset, rank_rows, k, open_reducer, clock, bar)
+    sigma, residuals = _certify(comm, dataset, rank_rows, V, open_reducer, clock, bar)
     bar.close()
     # ‖Xv‖ tells apart small values that their squares, as eigenvalues, had in another order.
     order = np.argsort(-sigma, kind="stable")
-    return SvdResult(sigma[order], np.ascontiguousarray(V[:, order]), residuals[order], clock.seconds)
+    return SvdResult(sigma[order], np.ascontiguousarray(V[:, order]), residuals[order], clock.seconds,
+                     summed_by)
 
 
 def _check(dataset: Dataset, k: int) -> None:
@@ -91,10 +93,11 @@ def _check(dataset: Dataset, k: int) -> None:
 
 
 def _leading_eigenvectors(comm: Intracomm, dataset: Dataset, rank_rows: tuple[int, int], k: int,
-                          reducer_name: str, clock: Clock, bar: Progress) -> np.ndarray:
-    """Collective: return V (features, k): eigenvectors of XᵀX's k largest eigenvalues, descending."""
+                          open_reducer: Callable[..., Reducer], clock: Clock,
+                          bar: Progress) -> tuple[np.ndarray, str]:
+    """Collective: return V (features, k), eigenvectors of XᵀX's k largest eigenvalues, descending, and what summed."""
     d = dataset.features
-    with open_reducer(reducer_name, comm, d * d, "float64") as reducer:
+    with open_reducer(comm, d * d, "float64") as reducer:
         gram = reducer.buffer.reshape(d, d)
         gram[:] = 0
         with clock.agreed(comm):
@@ -118,7 +121,7 @@ def _leading_eigenvectors(comm: Intracomm, dataset: Dataset, rank_rows: tuple[in
                     V[:] = _eigenvectors(reducer.total.reshape(d, d), k)
         with clock.phase("communicate"):
             comm.Bcast(V)
-    return V
+    return V, reducer.name
 
 
 def _eigenvectors(gram: np.ndarray, k: int) -> np.ndarray:
@@ -132,14 +135,14 @@ def _eigenvectors(gram: np.ndarray, k: int) -> np.ndarray:
     return vectors * np.where(largest < 0, -1.0, 1.0)
 
 
-def _certify(comm: Intracomm, dataset: Dataset, rank_rows: tuple[int, int], V: np.ndarray, reducer_name: str,
-             clock: Clock, bar: Progress) -> tuple[np.ndarray, np.ndarray]:
+def _certify(comm: Intracomm, dataset: Dataset, rank_rows: tuple[int, int], V: np.ndarray,
+             open_reducer: Callable[..., Reducer], clock: Clock, bar: Progress) -> tuple[np.ndarray, np.ndarray]:
     """Collective: return σ = ‖Xv‖ and ‖Xᵀu − σv‖/σ₁ (u = Xv/σ), both (k,), of the columns v of ``V``.
 
     Both come from X, not from XᵀX, so that they hold however much the squaring lost. ``V`` is (features, k).
     """
     d, k = V.shape
-    with open_reducer(reducer_name, comm, d * k + k, "float64") as reducer:
+    with open_reducer(comm, d * k + k, "float64") as reducer:
         back, squares = reducer.buffer[:d * k].reshape(d, k), reducer.buffer[d * k:]  # XᵀXV and ‖Xv‖²
         reducer.buffer[:] = 0
         with clock.agreed(comm):
