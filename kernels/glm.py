@@ -20,6 +20,7 @@ from dml_hpc.kernels.prefetch import LINE_BYTES, prefetch
 
 SQUARED = 0
 LOGISTIC = 1
+_TOO_MUCH = 1 << 40
 
 # Sums may be reordered (that is what makes them vectorise), but NaN and infinity keep their meaning: a diverging
 # run must show.
@@ -103,14 +104,15 @@ def loss_and_gradient(loss, X, y, rows, weights, gradient):
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
-def fixed_point_gradient(loss, X, y, rows, weights, shift, scale, unit, out):
-    """Add the rows' gradient, loss and mass in fixed point to ``out`` (features + 3,) int64.
+def fixed_point_gradient(loss, X, y, rows, weights, shift, scale, per_unit, per_loss_unit, out):
+    """Add the rows' gradient, loss and masses in fixed point to ``out`` (features + 4,) int64.
 
     Each row's term is computed by itself, always by the same instructions, and rounded towards zero to a multiple of
-    1/``unit``, a power of two: integer sums do not depend on their order, so neither does the result, however rows
-    are dealt to ranks. The gradient is by the weights of standardised rows z_j = (x_j − shift_j)·scale_j (see
-    `sequential_sgd`), ``weights`` are those for raw rows. The mass Σ max(‖ℓ'z‖, |ℓ'|, ℓ), in units 2³² times as large
-    and rounded up, bounds every element of ``out``: below 2³⁰ nothing has overflowed; NaN and infinity are above.
+    the unit, 1/``per_unit``, a power of two; the loss has its own. Integer sums do not depend on their order, so neither
+    does the result, however rows are dealt to ranks. The gradient is by the weights of standardised rows
+    z_j = (x_j − shift_j)·scale_j (see `sequential_sgd`), ``weights`` are those for raw rows. The last two elements, the
+    masses Σ max(‖ℓ'z‖, |ℓ'|) and Σ ℓ, in units 2³² times as large and rounded up row by row, bound the others: below
+    2³⁰ nothing has overflowed; NaN and infinity are above.
     """
     features = X.shape[1]
     for i in range(len(rows)):
@@ -122,16 +124,19 @@ def fixed_point_gradient(loss, X, y, rows, weights, shift, scale, unit, out):
             squares += z * z
         c, a, f = _slope_and_loss(loss, s + weights[features], y[rows[i]])
         value = a + math.log(f)
-        mass = max(max(abs(c) * math.sqrt(squares), abs(c)), value) * (unit / 4294967296.0)
-        if not mass < 1e12:
-            out[features + 2] += 1 << 40
+        mass = max(abs(c) * math.sqrt(squares), abs(c)) * (per_unit / 4294967296.0)
+        loss_mass = value * (per_loss_unit / 4294967296.0)
+        if not (mass < 1e12 and loss_mass < 1e12):
+            out[features + 2] += _TOO_MUCH if not mass < 1e12 else 1
+            out[features + 3] += _TOO_MUCH if not loss_mass < 1e12 else 1
             continue
         out[features + 2] += 1 + int(mass)
-        step = weights.dtype.type(c * unit)
+        out[features + 3] += 1 + int(loss_mass)
+        step = weights.dtype.type(c * per_unit)
         for j in range(features):
             out[j] += int((x[j] - shift[j]) * scale[j] * step)
         out[features] += int(scale[features] * step)
-        out[features + 1] += int(value * unit)
+        out[features + 1] += int(value * per_loss_unit)
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dml_hpc.errors import UserError
-
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
@@ -24,13 +22,11 @@ def open_reducer(name: str, comm: Intracomm, size: int, dtype: str = "float32", 
 
     The reducer owns a duplicate of ``comm`` and its buffer; use it as a context manager. ``fan_in`` is the number
     of children a rank adds up in the ``tree``. With ``weights``, a dtype, it also owns weights for fused updates.
-    ``auto`` keeps what it measures in the file ``tuning``. Raises `ValueError` for an unknown name, or a device other
+    ``auto`` keeps what it measures in the file ``tuning``, if there is one. Raises `ValueError` for an unknown name, or a device other
     than "cpu", and `AgreedError` on every rank for what the user can mend.
     """
     if device != "cpu":
         raise ValueError(f"no reducer sums on device {device!r}")
-    if tuning is not None and name != "auto":
-        raise UserError(f"a tuning file is for --allreduce auto, not {name}; leave out --tuning")
     if name == "auto":
         from dml_hpc.comm.auto import open_auto
 

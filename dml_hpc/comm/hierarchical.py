@@ -24,6 +24,7 @@ from dml_hpc.comm.shared_memory import PAGE_BYTES, SharedMemory, whole_pages
 from dml_hpc.comm.topology import node_of
 from dml_hpc.kernels import node as kernels
 from dml_hpc.layout import split
+from dml_hpc.mpi import first_on_node
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -100,10 +101,20 @@ class HierarchicalReducer(Reducer):
         self._scratch = np.empty(min(CHUNK_BYTES // kind.itemsize, self._slice.stop - self._slice.start), kind)
         self._circles: dict[tuple[int, bool], Circle] = {}
         self._add = adder(self.dtype)
+        with first_on_node(node):
+            self._compile_kernels()
         self.owned = self._slice.start, self._slice.stop
         if self._lane and not self._alone:
             start, stop = split(self.owned[1] - self.owned[0], self._lane.size, self._lane.rank)
             self.owned = self._slice.start + start, self._slice.start + stop
+
+    def _compile_kernels(self) -> None:
+        """Have them compiled, or read from Numba's cache, by running them on nothing."""
+        alone = np.zeros((2, kernels.LINE), np.int64)
+        kernels.meet(alone[0], 0, 0, 0, 0)
+        if self._add is np.add:
+            kernels.add_rows(self._inputs, self._node.rank, 0, self._scratch[:0])
+            kernels.node_allreduce(alone, 0, 0, self._inputs, self._totals[0], 0, 0, 0, 0)
 
     def _allreduce(self) -> None:
         total = self._totals[self._place]

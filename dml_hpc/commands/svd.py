@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dml_hpc.comm import ALLREDUCES
-from dml_hpc.commands.reducing import opener
+from dml_hpc.commands import reducing
 from dml_hpc.data.dataset import open_dataset
 from dml_hpc.decomposition.svd.gram import SvdResult, truncated_svd
-from dml_hpc.errors import UserError, did_you_mean
+from dml_hpc.errors import UserError
 from dml_hpc.files import check_output
 from dml_hpc.mpi import agreed
 from dml_hpc.store.factors import Factors, write_factors
@@ -36,13 +35,11 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, k: int, all
     """
     started = time.perf_counter()
     with agreed(comm):
-        if allreduce not in ALLREDUCES:
-            raise UserError(f"unknown --allreduce {allreduce!r}{did_you_mean(allreduce, ALLREDUCES)}; "
-                            f"there are {', '.join(ALLREDUCES)}")
+        reducing.check(allreduce, tuning)
         dataset = open_dataset(data)
         if comm.rank == 0:
             check_output(output, overwrite)
-    found = truncated_svd(comm, dataset, k, opener(console, allreduce, tuning=tuning), console)
+    found = truncated_svd(comm, dataset, k, reducing.opener(console, allreduce, tuning=tuning), console)
     with agreed(comm):
         if comm.rank == 0:
             write_factors(output, Factors(found.singular_values, found.V, found.relative_residuals,

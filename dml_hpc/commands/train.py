@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dml_hpc.comm.clock import Clock
-from dml_hpc.commands.reducing import opener
+from dml_hpc.commands import reducing
 from dml_hpc.console import Console
 from dml_hpc.data.batches import Batches, RandomShare
 from dml_hpc.data.dataset import Dataset, open_dataset
@@ -50,6 +50,7 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
     with agreed(comm):
         settings = _settings(algorithm, batch_size=batch_size, step_size=step_size, schedule=schedule,
                              momentum=momentum, warmup=warmup)
+        reducing.check(allreduce, tuning)
         if reproducible and algorithm == "average":
             raise UserError("--reproducible: what averaging learns depends on the number of ranks by its nature; use "
                             "--algorithm sync")
@@ -92,7 +93,7 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
         summed = {"size": dataset.features + 2, "dtype": dtype}
     else:
         summed = {"size": dataset.features + 1 + gradient.extra, "dtype": gradient.dtype, "weights": dtype}
-    open_reducer = opener(console, allreduce, fan_in=fan_in, tuning=tuning)
+    open_reducer = reducing.opener(console, allreduce, fan_in=fan_in, tuning=tuning)
     with open_reducer(comm, **summed) as reducer:
         if sequential:
             losses = train_average(reducer, problem, share, weights, settings["step_size"], all_steps, clock, on_step)

@@ -50,12 +50,13 @@ class Objective(ABC):
         return glm.loss_and_gradient(self.loss, X, y, rows, weights, gradient)
 
     def fixed_point_gradient(self, X: np.ndarray, y: np.ndarray, rows: np.ndarray, weights: np.ndarray,
-                             shift: np.ndarray, scale: np.ndarray, unit: float, out: np.ndarray) -> None:
-        """Add the gradient of ``rows``, their loss and their mass to ``out`` in fixed point.
+                             shift: np.ndarray, scale: np.ndarray, per_unit: float, per_loss_unit: float,
+                             out: np.ndarray) -> None:
+        """Add the gradient of ``rows``, their loss and their masses to ``out`` in fixed point.
 
         See `dml_hpc.kernels.glm.fixed_point_gradient`.
         """
-        glm.fixed_point_gradient(self.loss, X, y, rows, weights, shift, scale, unit, out)
+        glm.fixed_point_gradient(self.loss, X, y, rows, weights, shift, scale, per_unit, per_loss_unit, out)
 
     def sequential_sgd(self, X: np.ndarray, y: np.ndarray, rows: np.ndarray, shift: np.ndarray, scale: np.ndarray,
                        weights: np.ndarray, step_size: float, l2: float) -> float:

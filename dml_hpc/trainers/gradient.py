@@ -14,13 +14,14 @@ from dml_hpc.trainers.problem import Problem
 class Gradient(ABC):
     """What a rank adds to a step's sum: the gradient by standardised weights (features + 1,), then the loss.
 
-    ``dtype`` is that of the reducer's buffer, ``extra`` how many elements it has beyond the weights; the sum times
-    ``unit`` is the real one. With ``repeats``, `judge` may want a sum done again.
+    ``dtype`` is that of the reducer's buffer, ``extra`` how many elements it has beyond the weights; the gradient's sum
+    times ``unit`` is the real one, the loss's times ``loss_unit``. With ``repeats``, `judge` may want a sum done again.
     """
 
     dtype: str
     extra: int
     unit: float
+    loss_unit: float
     repeats = False
 
     @abstractmethod
@@ -40,7 +41,7 @@ class FloatGradient(Gradient):
     """Sums in the dtype of the weights; their last bits depend on the order of addition."""
 
     extra = 1
-    unit = 1.0
+    unit = loss_unit = 1.0
 
     def __init__(self, problem: Problem):
         self._problem = problem
@@ -56,42 +57,51 @@ class FloatGradient(Gradient):
 class FixedPointGradient(Gradient):
     """Sums of integers, whose bits depend on nothing but the rows and the weights.
 
-    Every row's term is rounded to a multiple of ``unit``, a power of two. One more element, the mass, bounds all the
-    others (see `dml_hpc.kernels.glm.fixed_point_gradient`): where it is too large the sum may have overflowed, where it
-    is too small the unit is coarse; then the sum is done again with another unit, derived from what all ranks share.
+    Every row's term is rounded to a multiple of ``unit``, a power of two; the loss, which may be of quite another size,
+    has a unit of its own. Two more elements, the masses, bound the others (see
+    `dml_hpc.kernels.glm.fixed_point_gradient`): where one is too large the sum may have overflowed, where it is too
+    small the unit is coarse; then the sum is done again with another unit, derived from what all ranks share.
     """
 
     dtype = "int64"
-    extra = 2
+    extra = 3
     repeats = True
-    _MOST, _LEAST = 1 << 30, 1 << 8
-    """The mass of a good sum: no element reaches 2⁶², and units are under 2⁻³⁹ of the sum's magnitude."""
-    _LARGE, _SMALL = 1 << 24, 1 << 16
-    """Beyond these the next step's unit is adapted, so that hardly a sum is ever done twice."""
 
     def __init__(self, problem: Problem):
         self._problem = problem
-        self.unit = 2.0**-20
+        self.unit = self.loss_unit = 2.0**-20
 
     def fill(self, parts: list[Part], folded: np.ndarray, buffer: np.ndarray) -> None:
         """See `Gradient.fill`."""
         buffer[:] = 0
-        self._problem.fixed_point_gradient(parts, folded, 1 / self.unit, buffer)
+        self._problem.fixed_point_gradient(parts, folded, 1 / self.unit, 1 / self.loss_unit, buffer)
 
     def judge(self, last: np.ndarray, rows: int) -> float | None:
         """See `Gradient.judge`; the loss is NaN when no unit is large enough."""
-        mass = float(last[1])
-        within = mass - rows  # each row's was rounded up
-        if mass >= self._MOST:
-            if self.unit > 2.0**100:
-                return math.nan
-            self.unit *= 2.0**16
-            return None
-        if within < self._LEAST and self.unit > 2.0**-60:
-            self.unit *= 2.0**-10
-            return None
-        if mass > self._LARGE:
-            self.unit *= 2.0**4
-        elif within < self._SMALL and self.unit > 2.0**-60:
-            self.unit *= 2.0**-4
-        return float(last[0])
+        loss, mass, loss_mass = last.tolist()
+        good, self.unit = _judged(mass, self.unit, rows)
+        loss_good, self.loss_unit = _judged(loss_mass, self.loss_unit, rows)
+        if max(self.unit, self.loss_unit) > _MOST_UNIT:
+            return math.nan
+        return loss if good and loss_good else None
+
+
+_MOST_MASS, _LEAST_MASS = 1 << 30, 1 << 8
+"""Of a good sum: no element reaches 2⁶², and units are under 2⁻³⁹ of the sum's magnitude."""
+_LARGE_MASS, _SMALL_MASS = 1 << 24, 1 << 16
+"""Beyond these the next step's unit is adapted, so that hardly a sum is ever done twice."""
+_MOST_UNIT, _LEAST_UNIT = 2.0**100, 2.0**-60
+
+
+def _judged(mass: float, unit: float, rows: int) -> tuple[bool, float]:
+    """Return whether a sum of ``rows`` terms with this mass is good, and the unit to go on with."""
+    within = mass - rows  # each term's was rounded up
+    if mass >= _MOST_MASS:
+        return False, unit * 2.0**16
+    if within < _LEAST_MASS and unit > _LEAST_UNIT:
+        return False, unit * 2.0**-10
+    if mass > _LARGE_MASS:
+        return True, unit * 2.0**4
+    if within < _SMALL_MASS and unit > _LEAST_UNIT:
+        return True, unit * 2.0**-4
+    return True, unit

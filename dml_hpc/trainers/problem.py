@@ -13,6 +13,7 @@ from dml_hpc.errors import UserError
 from dml_hpc.kernels import computable
 from dml_hpc.objectives.objective import Objective
 from dml_hpc.objectives.scaling import Scaling
+from dml_hpc.optim.sgd import Sgd
 from dml_hpc.watch import progressed
 
 
@@ -48,15 +49,16 @@ class Problem:
         return total
 
 
-    def fixed_point_gradient(self, parts: list[Part], folded: np.ndarray, per_unit: float, out: np.ndarray) -> None:
-        """Add the gradient by standardised weights, the loss and the mass of this rank's rows to ``out``, int64.
+    def fixed_point_gradient(self, parts: list[Part], folded: np.ndarray, per_unit: float, per_loss_unit: float,
+                             out: np.ndarray) -> None:
+        """Add the gradient by standardised weights, the loss and the masses of this rank's rows to ``out``, int64.
 
-        ``folded`` are the weights for raw rows (features + 1,), ``out`` is (features + 3,).
+        ``folded`` are the weights for raw rows (features + 1,), ``out`` is (features + 4,).
         """
         for part in parts:
             X, y = self.arrays[part.shard]
             self.objective.fixed_point_gradient(X, y, part.rows, folded, self.scaling.shift, self.scaling.scale,
-                                                per_unit, out)
+                                                per_unit, per_loss_unit, out)
             progressed()
 
 
@@ -86,12 +88,15 @@ def compile_kernels(problem: Problem, stored: np.dtype, sequential: bool, reprod
     none = np.empty(0, problem.dtype)
     weights = np.zeros(problem.features + 1, problem.dtype)
     rows = np.empty(0, np.int64)
+    scaling = problem.scaling
     if sequential:
-        scaling = problem.scaling
         problem.objective.sequential_sgd(X, none, rows, scaling.shift, scaling.scale, weights, 0.0, 0.0)
         RandomShare(1, 1, 2).take(0, 0)
+    else:
+        summed = np.empty(0, np.int64 if reproducible else problem.dtype)
+        Sgd((0, 0), problem.dtype, 0).update(weights[:0], summed, 0, 1.0, 0.0)
+    if reproducible:
+        problem.objective.fixed_point_gradient(X, none, rows, weights, scaling.shift, scaling.scale, 1.0, 1.0,
+                                               np.zeros(len(weights) + 3, np.int64))
     problem.objective.loss_and_gradient(X, none, rows, weights, weights.copy())
     problem.batches.take(0, 0)
-    if reproducible:
-        problem.objective.fixed_point_gradient(X, none, rows, weights, problem.scaling.shift, problem.scaling.scale,
-                                               1.0, np.zeros(len(weights) + 2, np.int64))

@@ -95,5 +95,5 @@ class _StepTaker:
             first = max(start, count)
             self.last[first - count:stop - count] = summed[first - start:]
             if first == count:
-                self.last[0] *= self._gradient.unit
+                self.last[0] *= self._gradient.loss_unit
         self.update_s += time.perf_counter() - began

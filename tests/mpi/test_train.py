@@ -68,6 +68,40 @@ def test_all_ranks_and_reducers_give_the_model_of_one_rank(comm, folder, objecti
         assert error <= 1e-5
 
 
+@pytest.mark.parametrize("objective", ["logistic", "linear"])
+@pytest.mark.parametrize("batch_size", [64, "full"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_reproducible_model_has_the_bits_of_one_rank(comm, folder, objective, batch_size, dtype):
+    X, y = classes(2000)
+    X[:, 2] *= 1e4  # a badly scaled feature
+    data = make(comm, folder, "data", X, y * (1e3 if objective == "linear" else 1), [700, 0, 1300])
+    alone = comm.Split(comm.rank)
+    settings = {"objective": objective, "batch_size": batch_size, "step_size": 0.05, "dtype": dtype}
+    first = fit(alone, data, folder / f"alone-{comm.rank}.h5", reproducible=True, **settings)
+    plain = fit(alone, data, folder / f"plain-{comm.rank}.h5", **settings)
+    alone.Free()
+    assert first["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+    np.testing.assert_allclose(first["losses"], plain["losses"], rtol=1e-4)
+    for reducer in REDUCERS:
+        result = fit(comm, data, folder / f"{reducer}.h5", allreduce=reducer, reproducible=True, **settings)
+        assert result["weights_digest"] == first["weights_digest"], reducer
+
+
+def test_a_reproducible_run_that_diverges_says_so(comm, folder):
+    X, y = classes(500)
+    data = make(comm, folder, "data", X, y * 10, [500])
+    with pytest.raises(AgreedError, match="the loss became nan at step .*too large"):
+        fit(comm, data, folder / "m.h5", objective="linear", reproducible=True, step_size=1e4, epochs=50)
+    assert not (folder / "m.h5").exists()
+
+
+def test_averaging_cannot_be_reproducible(comm, folder):
+    data = make(comm, folder, "data", *classes(20), [20])
+    with pytest.raises(AgreedError, match="by its nature") as refusal:
+        fit(comm, data, folder / "m.h5", algorithm="average", batch_size=None, reproducible=True)
+    assert refusal.value.exit_code == 2
+
+
 def test_more_ranks_than_rows(comm, folder):
     data = make(comm, folder, "data", np.array([[0.0], [1.0]]), np.array([0.0, 1.0]), [0, 2, 0])
     for algorithm in ("sync", "average"):
