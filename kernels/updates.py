@@ -21,3 +21,10 @@ def momentum_step(weights, summed, velocity, penalised, unit, step_size, momentu
         u = momentum * velocity[j] + g
         velocity[j] = u
         weights[j] = w - step_size * u
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def scale_to(summed, unit, out):
+    """Write ``unit``·``summed`` (int64) to ``out`` (floats); both (count,)."""
+    for j in range(len(out)):
+        out[j] = summed[j] * unit

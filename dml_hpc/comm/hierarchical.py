@@ -33,7 +33,7 @@ SPINS = 2000
 """Looks at a flag before the core is offered to others: some tens of µs."""
 PATIENCE = 5000
 """Looks after that before Python gets its turn, to see to signals."""
-CHUNK_BYTES = 1 << 17
+CHUNK_BYTES = 1 << 18
 """How much of a slice is summed before it is updated: it stays in the second-level cache in between."""
 
 
