@@ -8,8 +8,7 @@ from typing import Any
 import click
 
 from dml_hpc import __version__
-from dml_hpc.comm import ALLREDUCES, REDUCERS
-from dml_hpc.comm.compression import METHODS
+from dml_hpc.comm import ALLREDUCES, COMPRESSIONS, REDUCERS
 from dml_hpc.objectives import OBJECTIVES
 from dml_hpc.optim import SCHEDULES
 from dml_hpc.parameters import BatchSize, Finite, Names, Sizes
@@ -112,6 +111,11 @@ def data_info(console: Any, **arguments: Any) -> Any:
 @seed
 @option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", help="Type of weights and sums.")
 @option("--reproducible", is_flag=True, help="The same model, bit for bit, on any number of ranks.")
+@option("--compression", type=click.Choice(COMPRESSIONS), default="none",
+        help="Send gradients compressed; what is lost is made up for in later steps.")
+@option("--compression-ratio", type=Finite(0, 1, min_open=True), default=None, metavar="SHARE",
+        help="Share of the elements that topk sends.  [default: 0.01]")
+@option("--compression-rank", type=POSITIVE, default=None, metavar="N", help="Factors of powersgd.  [default: 4]")
 @overwrite
 def train(comm: Any, console: Any, **arguments: Any) -> Any:
     """Train a model on the data set DATA, on all ranks."""
@@ -168,8 +172,8 @@ def bench() -> None:
         show_default=", ".join(REDUCERS))
 @option("--dtypes", type=Names(("float32", "float64", "int64", "float16", "bfloat16")), default="float32",
         help="Types of element; also float64, int64, float16, bfloat16.")
-@option("--compressions", type=Names(("none", *METHODS)), default="none",
-        help=f"What is sent: none (all of it), {', '.join(METHODS)}.")
+@option("--compressions", type=Names(COMPRESSIONS), default="none",
+        help=f"How the vector is compressed: {', '.join(COMPRESSIONS)}.")
 @option("--peers", "with_peers", is_flag=True, help="Also measure the raw MPI_Allreduce, Horovod and torch's gloo.")
 @option("--repeats", type=POSITIVE, default=11, help="Timed repeats; the median is reported.")
 @fan_in

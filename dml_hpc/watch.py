@@ -60,19 +60,27 @@ def watching(comm: Intracomm, deadline_s: float, on_stall: Callable[[str], None]
         _watch = None
 
 
-@contextmanager
-def waiting(what: str, counted: bool = True) -> Iterator[None]:
+class waiting:  # noqa: N801 -- used as ``with waiting("a barrier"):``, many times a second
     """Mark the block as waiting for other ranks in ``what``: a collective, or (not ``counted``) a message.
 
     Only the outermost of nested blocks counts.
     """
-    watch = _watch
-    if watch is None or watch.is_waiting:
-        yield
-        return
-    watch.enter(what, counted)
-    yield
-    watch.leave()
+
+    __slots__ = ("_counted", "_watch", "_what")
+
+    def __init__(self, what: str, counted: bool = True):
+        self._what, self._counted = what, counted
+        self._watch: Watch | None = None
+
+    def __enter__(self) -> None:
+        watch = _watch
+        if watch is not None and not watch.is_waiting:
+            watch.enter(self._what, self._counted)
+            self._watch = watch
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if self._watch is not None and error is None:  # after an error the rank is on its way out, and says so
+            self._watch.leave()
 
 
 def progressed() -> None:

@@ -108,11 +108,11 @@ def fixed_point_gradient(loss, X, y, rows, weights, shift, scale, per_unit, per_
     """Add the rows' gradient, loss and masses in fixed point to ``out`` (features + 4,) int64.
 
     Each row's term is computed by itself, always by the same instructions, and rounded towards zero to a multiple of
-    the unit, 1/``per_unit``, a power of two; the loss has its own. Integer sums do not depend on their order, so neither
-    does the result, however rows are dealt to ranks. The gradient is by the weights of standardised rows
-    z_j = (x_j − shift_j)·scale_j (see `sequential_sgd`), ``weights`` are those for raw rows. The last two elements, the
-    masses Σ max(‖ℓ'z‖, |ℓ'|) and Σ ℓ, in units 2³² times as large and rounded up row by row, bound the others: below
-    2³⁰ nothing has overflowed; NaN and infinity are above.
+    the unit, 1/``per_unit``, a power of two; the loss has its own. Integer sums do not depend on their order, so
+    neither does the result, however rows are dealt to ranks. The gradient is by the weights of standardised rows
+    z_j = (x_j − shift_j)·scale_j (see `sequential_sgd`), ``weights`` are those for raw rows. The last two elements,
+    the masses Σ max(‖ℓ'z‖, |ℓ'|) and Σ ℓ, in units 2³² times as large and rounded up row by row, bound the others:
+    below 2³⁰ nothing has overflowed; NaN and infinity are above.
     """
     features = X.shape[1]
     for i in range(len(rows)):

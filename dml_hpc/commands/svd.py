@@ -12,7 +12,6 @@ import numpy as np
 from dml_hpc.commands import reducing
 from dml_hpc.data.dataset import open_dataset
 from dml_hpc.decomposition.svd.gram import SvdResult, truncated_svd
-from dml_hpc.errors import UserError
 from dml_hpc.files import check_output
 from dml_hpc.mpi import agreed
 from dml_hpc.store.factors import Factors, write_factors

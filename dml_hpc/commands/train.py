@@ -40,6 +40,7 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
         allreduce: str, tuning: Path | None, fan_in: int, batch_size: int | str | None, epochs: int, steps: int | None,
         step_size: float | None, schedule: str | None, momentum: float | None, warmup: float | None, l2: float,
         intercept: bool, scale: bool, shuffle: bool, seed: int, dtype: str, reproducible: bool,
+        compression: str, compression_ratio: float | None, compression_rank: int | None,
         overwrite: bool) -> dict[str, Any]:
     """Collective: train on the data set ``data`` and write the model to ``output`` (rank 0 writes it).
 
@@ -51,6 +52,11 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
         settings = _settings(algorithm, batch_size=batch_size, step_size=step_size, schedule=schedule,
                              momentum=momentum, warmup=warmup)
         reducing.check(allreduce, tuning)
+        # The intercept's gradient and the loss, the last two elements, are never compressed.
+        compressing = reducing.compressed(compression, compression_ratio, compression_rank, exact=2)
+        if compressing is not None and (reproducible or dtype != "float32" or algorithm != "sync"):
+            raise UserError("--compression makes up for its losses in later steps, in float32: it goes with "
+                            "--algorithm sync and --dtype float32, without --reproducible")
         if reproducible and algorithm == "average":
             raise UserError("--reproducible: what averaging learns depends on the number of ranks by its nature; use "
                             "--algorithm sync")
@@ -89,12 +95,9 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
         bar.advance(1, f"loss {loss:.4f}")
 
     gradient = FixedPointGradient(problem) if reproducible else FloatGradient(problem)
-    if sequential:
-        summed = {"size": dataset.features + 2, "dtype": dtype}
-    else:
-        summed = {"size": dataset.features + 1 + gradient.extra, "dtype": gradient.dtype, "weights": dtype}
-    open_reducer = reducing.opener(console, allreduce, fan_in=fan_in, tuning=tuning)
-    with open_reducer(comm, **summed) as reducer:
+    open_reducer = reducing.opener(console, allreduce, fan_in, tuning, compressing)
+    with (open_reducer(comm, dataset.features + 2, dtype) if sequential else
+          open_reducer(comm, dataset.features + 1 + gradient.extra, gradient.dtype, weights=dtype)) as reducer:
         if sequential:
             losses = train_average(reducer, problem, share, weights, settings["step_size"], all_steps, clock, on_step)
         else:
@@ -121,6 +124,9 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
         "work_s": work_s, "per_rank": splits, "data": str(data), "model": str(output), "rows": dataset.rows,
         "features": dataset.features, **settings, "l2": l2, "intercept": intercept, "scale": scale,
         "shuffle": shuffle, "seed": seed, "dtype": dtype, "reproducible": reproducible,
+        "compression": None if compressing is None else compression,
+        "compression_ratio": compressing.ratio if compressing is not None and compression == "topk" else None,
+        "compression_rank": compressing.rank if compressing is not None and compression == "powersgd" else None,
         "fan_in": fan_in if summed_by == "tree" else None,
     }
     with agreed(comm):
@@ -132,7 +138,8 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
     return result
 
 
-_OF_THE_RUN = ("allreduce_used", "allreduce_choice", "time_split", "per_rank", "work_s", "examples_per_s", "weights_digest")
+_OF_THE_RUN = ("allreduce_used", "allreduce_choice", "time_split", "per_rank", "work_s", "examples_per_s",
+               "weights_digest")
 """What says how the run went, not how the model came about; two runs may differ in it and give the same model."""
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dml_hpc.errors import UserError
-from dml_hpc.reports.scaling import PHASES, Group
+from dml_hpc.reports.scaling import PHASES, Group, count, duration, size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,6 +92,81 @@ def split_figure(group: Group) -> Figure:
     return figure
 
 
+def allreduce_figure(results: Sequence[dict[str, Any]], ranks: int, limit_bytes_per_s: float | None = None) -> Figure:
+    """Draw time and bus bandwidth against the vector's bytes: two panels a type of element, a curve a reducer.
+
+    ``results`` are those of ``bench allreduce``: points are measured, dotted lines are the fitted cost models. A dashed
+    level marks the bus bandwidth ``limit_bytes_per_s`` that no all-reduce can pass. Vectors of 0 bytes are left out.
+    Raises `UserError` when matplotlib is missing.
+    """
+    drawn = [result for result in results if result["bytes"] > 0]
+    styles = _styles(list(dict.fromkeys(result["reducer"] for result in drawn)))
+    types = list(dict.fromkeys(result["dtype"] for result in drawn))
+    figure, panels = _panels(len(types), 2, (12.8, 4.2 * len(types)))
+    for dtype, (left, right) in zip(types, panels, strict=True):
+        own = [result for result in drawn if result["dtype"] == dtype]
+        _style(left, "size of the vector", f"time of an all-reduce ({dtype}, {count(ranks, 'rank')})")
+        _style(right, "size of the vector", "bus bandwidth, GB/s" if ranks > 1 else "bandwidth, GB/s")
+        sizes = sorted({result["bytes"] for result in own})
+        for axes in (left, right):
+            axes.set_xscale("log", base=2)
+            ticks = sizes[::-(-len(sizes) // 7)]
+            axes.set_xticks(ticks, [size(n) for n in ticks])
+            axes.minorticks_off()
+            axes.set_yscale("log")
+        left.yaxis.set_major_formatter(lambda seconds, _: duration(seconds).replace(".00", "").replace(".0", ""))
+        right.yaxis.set_major_formatter("{x:g}")
+        wire = 2 * (ranks - 1) / ranks / 1e9 if ranks > 1 else 1e-9  # from bytes to what a link carries, in GB
+        labels = [_curve((left, right), [r for r in own if r["reducer"] == name], style, wire)
+                  for name, style in styles.items() if any(r["reducer"] == name for r in own)]
+        rates = [rate for _, rate in labels]
+        if limit_bytes_per_s is not None:
+            right.axhline(limit_bytes_per_s / 1e9, color=MUTED, linewidth=1, linestyle=(0, (5, 4)))
+            rates.append((sizes[-1], limit_bytes_per_s / 1e9, "the wire's limit", MUTED))
+        _label_right(left, [time for time, _ in labels], gap=0.065)
+        _label_right(right, rates, gap=0.065)
+    if any(result["seconds_model"] for result in drawn):
+        panels[-1][0].annotate("points: median of the slowest rank; dotted: messages · α + bytes · β, fitted", (0, 0),
+                               (0, -48), "axes fraction", "offset points", color=MUTED, fontsize=9)
+    return figure
+
+
+def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return how each reducer's curve is drawn: one that compresses, ``name+method``, has its plain one's colour."""
+    plain = list(dict.fromkeys(name.partition("+")[0] for name in names))
+    methods = list(dict.fromkeys(name.partition("+")[2] for name in names))
+    lines: list[Any] = ["-", "--", "-.", (0, (1, 1)), (0, (6, 1, 1, 1, 1, 1))]
+    styles = {}
+    for name in names:
+        i, method = plain.index(name.partition("+")[0]), name.partition("+")[2]
+        colour = CURVES[i % len(CURVES)]
+        styles[name] = {"color": colour, "marker": MARKERS[i % len(MARKERS)], "markersize": 5, "linewidth": 1.6,
+                        "markerfacecolor": "white" if method else colour,
+                        "linestyle": lines[methods.index(method) % len(lines)] if method else "-"}
+    return styles
+
+
+def _curve(panels: tuple[Axes, Axes], curve: list[dict[str, Any]], style: dict[str, Any],
+           wire: float) -> tuple[Any, Any]:
+    """Draw one reducer's times, and bytes · ``wire`` over time; return the label of each for `_label_right`."""
+    curve = sorted(curve, key=lambda result: result["bytes"])
+    label = curve[0]["reducer"] + " (WRONG)" * any(result["errors"] for result in curve)
+    labels = []
+    for axes, value in zip(panels, (lambda n, s: s, lambda n, s: n * wire / s), strict=True):
+        axes.plot([r["bytes"] for r in curve], [value(r["bytes"], r["seconds_median"]) for r in curve], **style)
+        modelled = [r for r in curve if r["seconds_model"]]
+        axes.plot([r["bytes"] for r in modelled], [value(r["bytes"], r["seconds_model"]) for r in modelled],
+                  color=style["color"], linewidth=1, alpha=0.7, linestyle=(0, (1.5, 2)))
+        end = curve[-1]["bytes"]
+        labels.append((end, value(end, curve[-1]["seconds_median"]), label, style["color"]))
+    return labels[0], labels[1]
+
+
+def check_matplotlib() -> None:
+    """Raise `UserError` when matplotlib is missing: before what is to be drawn is measured."""
+    _panels(1, 1, (1, 1))
+
+
 def as_svg(figure: Figure, title: str) -> str:
     """Return ``figure`` as one ``<svg>`` element for an HTML page: no links; ``title`` stands in for it."""
     import matplotlib
@@ -112,12 +187,22 @@ def save_png(figure: Figure, path: Path) -> None:
 
 
 def _figure(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    figure, panels = _panels(1, 1, (6.4, 4.0))
+    _style(panels[0][0], x_label, y_label)
+    return figure, panels[0][0]
+
+
+def _panels(n_rows: int, n_columns: int, inches: tuple[float, float]) -> tuple[Figure, list[list[Axes]]]:
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("figures need matplotlib: pip install 'dml-hpc[report]'") from None
-    figure = Figure(figsize=(6.4, 4.0), facecolor="white")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=inches, facecolor="white")
+    panels = figure.subplots(n_rows, n_columns, squeeze=False, gridspec_kw={"wspace": 0.55, "hspace": 0.3})
+    return figure, [list(row) for row in panels]
+
+
+def _style(axes: Axes, x_label: str, y_label: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(MUTED)
     axes.tick_params(colors=INK, labelsize=10)
@@ -125,15 +210,15 @@ def _figure(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     axes.set_axisbelow(True)
     axes.set_xlabel(x_label, color=INK, fontsize=11)
     axes.set_ylabel(y_label, color=INK, fontsize=11)
-    return figure, axes
 
 
-def _label_right(axes: Axes, labels: Sequence[tuple[Any, ...]]) -> None:
+def _label_right(axes: Axes, labels: Sequence[tuple[Any, ...]], gap: float = 0.085) -> None:
     """Write each (x, y, text, colour[, swatch]) right of its point, moved apart where texts would touch."""
+    axes.autoscale_view()  # else limits are settled when the figure is drawn, too late for us
     to_axes = axes.transAxes.inverted()
     placed = sorted(((to_axes.transform(axes.transData.transform((x, y))), *rest) for x, y, *rest in labels),
                     key=lambda item: item[0][1])
-    heights = _spread([float(at[1]) for at, *_ in placed], gap=0.085)
+    heights = _spread([float(at[1]) for at, *_ in placed], gap)
     for ((x, y), text, colour, *swatch), height in zip(placed, heights, strict=True):
         box = {"boxstyle": "square,pad=0.25", "facecolor": swatch[0], "linewidth": 0} if swatch else None
         # No mathematics: a name with a dollar sign is a name.

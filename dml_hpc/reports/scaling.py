@@ -11,9 +11,9 @@ from typing import Any
 
 Record = dict[str, Any]
 
-JOB_KEYS = ("command", "objective", "algorithm", "allreduce", "compression", "reproducible", "device", "data", "rows",
-            "features", "k", "method", "batch_size", "epochs", "repeats", "schedule", "momentum", "dtype", "fan_in",
-            "scale", "intercept", "shuffle")
+JOB_KEYS = ("command", "objective", "algorithm", "allreduce", "compression", "compression_ratio", "compression_rank",
+            "reproducible", "device", "data", "rows", "features", "k", "method", "batch_size", "epochs", "repeats",
+            "schedule", "momentum", "dtype", "fan_in", "scale", "intercept", "shuffle")
 """Runs that agree in all of these did the same work and may be compared at different numbers of ranks."""
 TITLE_KEYS = ("command", "objective", "algorithm", "allreduce", "compression", "reproducible", "device", "data", "k",
               "method", "batch_size", "epochs", "dtype")

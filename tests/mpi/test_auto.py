@@ -68,7 +68,8 @@ def test_a_choice_is_kept_and_taken_from_the_file(comm, tuning, monkeypatch):
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    ("no json", "is no tuning file"), ("{}", "no tuning file of this version"), ("[]", "no tuning file of this version"),
+    ("no json", "is no tuning file"), ("{}", "no tuning file of this version"),
+    ("[]", "no tuning file of this version"),
     ('{"format": "dml-hpc tuning 1", "entries": [{"allreduce": "rumour"}]}', "an entry that names none of mpi"),
 ])
 def test_a_file_that_is_something_else_is_refused_and_left_alone(comm, tuning, content, message):

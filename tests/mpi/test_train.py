@@ -21,9 +21,11 @@ from dml_hpc.store.model import read_model
 pytestmark = pytest.mark.mpi
 
 OPTIONS = {
-    "objective": "logistic", "algorithm": "sync", "allreduce": "ring", "tuning": None, "fan_in": 2, "batch_size": 64, "epochs": 3,
+    "objective": "logistic", "algorithm": "sync", "allreduce": "ring", "tuning": None, "fan_in": 2, "batch_size": 64,
+    "epochs": 3,
     "steps": None, "step_size": None, "schedule": None, "momentum": None, "warmup": None, "l2": 1e-4,
     "intercept": True, "scale": True, "shuffle": True, "seed": 3, "dtype": "float32", "reproducible": False,
+    "compression": "none", "compression_ratio": None, "compression_rank": None,
     "overwrite": False,
 }
 
@@ -90,7 +92,7 @@ def test_a_reproducible_model_has_the_bits_of_one_rank(comm, folder, objective, 
 def test_a_reproducible_run_that_diverges_says_so(comm, folder):
     X, y = classes(500)
     data = make(comm, folder, "data", X, y * 10, [500])
-    with pytest.raises(AgreedError, match="the loss became nan at step .*too large"):
+    with pytest.raises(AgreedError, match=r"the loss became nan at step .*too large"):
         fit(comm, data, folder / "m.h5", objective="linear", reproducible=True, step_size=1e4, epochs=50)
     assert not (folder / "m.h5").exists()
 
@@ -100,6 +102,33 @@ def test_averaging_cannot_be_reproducible(comm, folder):
     with pytest.raises(AgreedError, match="by its nature") as refusal:
         fit(comm, data, folder / "m.h5", algorithm="average", batch_size=None, reproducible=True)
     assert refusal.value.exit_code == 2
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"compression": "topk", "dtype": "float64"}, "--compression makes up for its losses"),
+    ({"compression": "bfloat16", "reproducible": True}, "--compression makes up for its losses"),
+    ({"compression": "powersgd", "algorithm": "average", "batch_size": None}, "--compression makes up for its losses"),
+    ({"compression_ratio": 0.1}, "--compression-ratio is for --compression topk"),
+    ({"compression": "topk", "compression_rank": 2}, "--compression-rank is for --compression powersgd"),
+    ({"allreduce": "ring", "tuning": Path("t.json")}, "--tuning keeps what --allreduce auto measures"),
+    ({"allreduce": "rnig"}, "unknown --allreduce 'rnig'"),
+])
+def test_options_that_do_not_go_together_are_refused(comm, folder, options, message):
+    data = make(comm, folder, "data", *classes(20), [20])
+    with pytest.raises(AgreedError, match=message) as refusal:
+        fit(comm, data, folder / "m.h5", **options)
+    assert refusal.value.exit_code == 2
+    assert not (folder / "m.h5").exists()
+
+
+@pytest.mark.parametrize("compression", ["float16", "bfloat16", "topk", "powersgd"])
+def test_compressed_training_reaches_the_same_loss_on_all_ranks(comm, folder, compression):
+    X, y = classes(3000, features=40, seed=11)
+    data = make(comm, folder, "data", X, y, [1000, 2000])
+    plain = fit(comm, data, folder / "plain.h5", epochs=20)
+    for reducer in REDUCERS:
+        result = fit(comm, data, folder / f"{reducer}.h5", epochs=20, allreduce=reducer, compression=compression)
+        assert result["loss"] == pytest.approx(plain["loss"], rel=0.005), reducer
 
 
 def test_more_ranks_than_rows(comm, folder):

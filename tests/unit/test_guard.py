@@ -41,11 +41,13 @@ def test_a_failing_rank_ends_the_job_and_is_named(mode, says, mpirun, two_classe
     ("stall", r"rank 1 has not arrived, it is at .*problem\.py:\d+ \(loss_and_gradient\), step \d+"),
     ("stop", r"rank 1 does not answer"),
 ])
-def test_a_collective_ends_at_its_deadline_and_the_missing_rank_is_named(mode, says, reducer, mpirun, two_classes, tmp_path):
+def test_a_collective_ends_at_its_deadline_and_the_missing_rank_is_named(mode, says, reducer, mpirun, two_classes,
+                                                                         tmp_path):
     done = mpirun(3, SABOTEUR, mode, 1, 40, "--", "train", two_classes, "-o", tmp_path / "m.h5", "--epochs", 5000,
                   "--allreduce", reducer, "--deadline", 2, timeout_s=40)
     assert done.returncode != 0
-    assert re.search(f"rank 0 of 3: the {reducer} all-reduce .*step \\d+\\) did not end within 2 s: " + says, done.stderr), done.stderr
+    late = rf"rank 0 of 3: the {reducer} all-reduce .*step \d+\) did not end within 2 s: "
+    assert re.search(late + says, done.stderr), done.stderr
     assert "rank 2 has not" not in done.stderr
     assert os.listdir(tmp_path) == []
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dml_hpc.comm.reducer import Reducer
 from dml_hpc.comm.clock import Clock
+from dml_hpc.comm.reducer import Reducer
 from dml_hpc.data.dataset import Dataset
 from dml_hpc.errors import JobError, UserError
 from dml_hpc.layout import split
