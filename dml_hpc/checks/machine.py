@@ -79,32 +79,32 @@ def _can_write(folder: Path) -> bool:
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
-def _check_extra(name: str, code: str, purpose: str, extra: str) -> Check:
+def _check_extra(name: str, code: str, purpose: str, fix: str) -> Check:
     if find_spec(name) is None:
-        return Check(name, ABSENT, f"not installed; {purpose}", f"pip install 'dml-hpc[{extra}]'")
+        return Check(name, ABSENT, f"not installed; {purpose}", fix)
     done = python(code)
     if done.code != 0:
-        return Check(name, BROKEN, done.reason, f"pip install --force-reinstall 'dml-hpc[{extra}]'")
+        return Check(name, BROKEN, done.reason, fix.replace("install ", "install --force-reinstall ", 1))
     return Check(name, OK, done.out.splitlines()[-1] if done.out else "")
 
 
 def check_pyarrow() -> Check:
     """pyarrow, for importing tables."""
     return _check_extra("pyarrow", "import pyarrow.csv, pyarrow.parquet; print(pyarrow.__version__)",
-                        "reads CSV and Parquet for `data import`", "data")
+                        "reads CSV and Parquet for `data import`", "pip install 'dml-hpc[data]'")
 
 
 def check_matplotlib() -> Check:
     """Matplotlib, for reports."""
     return _check_extra("matplotlib", "import matplotlib.figure; print(matplotlib.__version__)",
-                        "draws the plots of `report`", "report")
+                        "draws the plots of `report`", "pip install 'dml-hpc[report]'")
 
 
 def check_horovod() -> Check:
     """Horovod, for those who run it already."""
     return _check_extra("horovod", "import horovod, horovod.torch as t\n"
                         "assert t.mpi_built(), 'built without MPI'\nprint(horovod.__version__)",
-                        "optional; nothing uses it yet", "horovod")
+                        "for --allreduce horovod", "scripts/install_horovod.sh")
 
 
 def check_gpu() -> Check:

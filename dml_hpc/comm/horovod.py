@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dml_hpc.comm.background import NAP_S, in_background
@@ -54,17 +56,19 @@ class HorovodReducer(Reducer):
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "0")
         self._horovod.init()
         with agreed(comm):
-            seen = self._horovod.size()
-            if seen != comm.size:
-                raise UserError(f"Horovod sees {seen} of {comm.size} ranks: it was built on another MPI library than "
-                                f"mpi4py uses; {INSTALL}")
+            if self._horovod.size() != comm.size:
+                raise UserError(f"Horovod sees {self._horovod.size()} of {comm.size} ranks; {INSTALL}")
 
     def _allreduce(self) -> None:
         horovod = self._horovod
         handles = [horovod.allreduce_async_(part, op=horovod.Sum, name=name) for part, name in self._parts]
         for handle in handles:
-            while in_background() and not horovod.poll(handle):
-                time.sleep(NAP_S)
+            # `synchronize` alone would wait as long, but deaf to signals.
+            while not horovod.poll(handle):
+                if in_background():
+                    time.sleep(NAP_S)
+                else:
+                    os.sched_yield()
             horovod.synchronize(handle)
 
     _reduce_scatter = _allreduce
@@ -94,10 +98,12 @@ def _load(comm: Intracomm, dtype: str) -> Any:
         raise UserError("Horovod sums over all ranks of the job, not over some of them")
     try:
         import horovod.torch
-    except ImportError as error:
-        raise UserError(f"Horovod is not installed ({str(error).splitlines()[0]}); {INSTALL}") from None
-    except Exception as error:  # it was built for another torch
-        raise UserError(f"Horovod does not start ({str(error).splitlines()[0]}); {INSTALL}") from None
+    except Exception as error:  # it is not there, or was built for another torch, or …
+        raise UserError(f"Horovod cannot be imported ({str(error).splitlines()[0]}); {INSTALL}") from None
     if not (hasattr(horovod.torch, "init") and horovod.torch.mpi_built()):
         raise UserError(f"this Horovod was built without PyTorch or MPI; {INSTALL}")
+    libraries = set(re.findall(r"/\S*/libmpi(?:ch)?\.so\S*", Path("/proc/self/maps").read_text()))
+    if len(libraries) > 1:
+        raise UserError(f"Horovod was built on another MPI library than mpi4py uses ({', '.join(sorted(libraries))}); "
+                        f"{INSTALL}")
     return horovod.torch

@@ -52,6 +52,7 @@ class Reducer(ABC):
         self.bytes_sent: int | None = 0
         self.weights: np.ndarray | None = None
         self._background: Background | None = None
+        self._whole = f"the {self.name} all-reduce"
         self._allocate(weights_dtype)
 
     def _allocate(self, weights_dtype: str | None) -> None:
@@ -62,7 +63,7 @@ class Reducer(ABC):
 
     def allreduce(self) -> None:
         """Collective: make ``total`` the sum of every rank's ``buffer``."""
-        with waiting(f"the {self.name} all-reduce"):
+        with waiting(self._whole):
             self._allreduce()
 
     def reduce_scatter(self) -> None:
@@ -83,7 +84,7 @@ class Reducer(ABC):
         """
         if self.weights is None:
             raise ValueError("a fused update needs a reducer opened with weights")
-        with waiting(f"the {self.name} all-reduce"):
+        with waiting(self._whole):
             self._reduce_update(update)
 
     def start(self, update: Update | None = None) -> None:
@@ -100,7 +101,7 @@ class Reducer(ABC):
         """Collective: return when what `start` began has ended, as `allreduce` would have done."""
         if self._background is None:
             raise ValueError("nothing was started")
-        with waiting(f"the {self.name} all-reduce"):
+        with waiting(self._whole):
             self._background.wait()
 
     def _allreduce(self) -> None:
