@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -13,9 +14,9 @@ if TYPE_CHECKING:
 
 NAP_S = 2e-5
 """How long a waiting thread sleeps before it looks again."""
-SPIN_S = 2e-4
-"""How long a rank looks without sleeping: messages between neighbours take less. After that its core may serve others,
-which matters where ranks share cores, and to the network's own threads everywhere."""
+SPIN_S = 1e-3
+"""How long a rank looks without sleeping, offering its core to others in between: it may have to share it with ranks
+that have work, and with the network's own threads."""
 
 _here = threading.local()
 
@@ -37,7 +38,9 @@ def finish(request: Request) -> None:
         return
     spin_until = 0.0 if in_background() else time.perf_counter() + SPIN_S
     while not request.Test():
-        if time.perf_counter() > spin_until:
+        if time.perf_counter() < spin_until:
+            os.sched_yield()
+        else:
             time.sleep(NAP_S)
 
 
