@@ -67,7 +67,7 @@ def supervised(work: Callable[[], int], place: Launch) -> int:
         if killer not in told:
             hint = _HINTS.get(killer, "")
             _name(place, child, f"was killed by signal {killer} ({signal.Signals(killer).name}){hint}")
-        elif place.rank == 0:  # every rank is told: one of them says so
+        elif place.rank == 0 and not finished:  # every rank is told: one of them says so
             os.write(2, f"dml-hpc: the job was told to stop by {signal.Signals(killer).name}\n".encode())
         code = 128 + killer
     else:

@@ -20,7 +20,7 @@ from dml_hpc.kernels.prefetch import LINE_BYTES, prefetch
 
 SQUARED = 0
 LOGISTIC = 1
-_TOO_MUCH = 1 << 40
+_TOO_MUCH = 1 << 30
 
 # Sums may be reordered (that is what makes them vectorise), but NaN and infinity keep their meaning: a diverging
 # run must show.
@@ -112,7 +112,7 @@ def fixed_point_gradient(loss, X, y, rows, weights, shift, scale, per_unit, per_
     neither does the result, however rows are dealt to ranks. The gradient is by the weights of standardised rows
     z_j = (x_j − shift_j)·scale_j (see `sequential_sgd`), ``weights`` are those for raw rows. The last two elements,
     the masses Σ max(‖ℓ'z‖, |ℓ'|) and Σ ℓ, in units 2³² times as large and rounded up row by row, bound the others:
-    below 2³⁰ nothing has overflowed; NaN and infinity are above.
+    below 2³⁰ nothing has overflowed; NaN and infinity count as 2³⁰. (They themselves overflow from 2³³ rows on.)
     """
     features = X.shape[1]
     for i in range(len(rows)):
@@ -126,9 +126,9 @@ def fixed_point_gradient(loss, X, y, rows, weights, shift, scale, per_unit, per_
         value = a + math.log(f)
         mass = max(abs(c) * math.sqrt(squares), abs(c)) * (per_unit / 4294967296.0)
         loss_mass = value * (per_loss_unit / 4294967296.0)
-        if not (mass < 1e12 and loss_mass < 1e12):
-            out[features + 2] += _TOO_MUCH if not mass < 1e12 else 1
-            out[features + 3] += _TOO_MUCH if not loss_mass < 1e12 else 1
+        if not (mass < _TOO_MUCH and loss_mass < _TOO_MUCH):
+            out[features + 2] += _TOO_MUCH if not mass < _TOO_MUCH else 1
+            out[features + 3] += _TOO_MUCH if not loss_mass < _TOO_MUCH else 1
             continue
         out[features + 2] += 1 + int(mass)
         out[features + 3] += 1 + int(loss_mass)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dml_hpc.comm.topology import node_of
 from dml_hpc.errors import AgreedError, UserError
-from dml_hpc.files import first_line, replaced_file
+from dml_hpc.files import check_output, first_line, replaced_file
 from dml_hpc.mpi import on_root
 
 if TYPE_CHECKING:
@@ -60,6 +60,12 @@ def open_auto(comm: Intracomm, size: int, dtype: str, fused: bool, tuning: Path 
     best.choice = (f"{best.name}, measured with {best.buffer.nbytes:,} bytes: {_in_words(times_us)}"
                    + "".join(f"; {name} not here ({why})" for name, why in refused.items()))
     return best
+
+
+def check_tuning(path: Path) -> None:
+    """Raise `UserError` unless ``path`` is a tuning file, or one can be made there."""
+    check_output(path, overwrite=True)
+    _entries(path)
 
 
 def _fastest(comm: Intracomm, open_one: Callable[[str], Reducer],
@@ -143,9 +149,6 @@ def _look_up(path: Path, situation: dict[str, Any]) -> dict[str, Any] | None:
     for entry in _entries(path):
         if all(entry.get(key) == value for key, value in situation.items()):
             return entry
-    if not path.exists():  # before anything is measured
-        with replaced_file(path) as partial:
-            _write(partial, [])
     return None
 
 
@@ -161,8 +164,10 @@ def _entries(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} is no tuning file of this version; delete it, or name another")
     for entry in entries:
         if not (isinstance(entry, dict) and entry.get("allreduce") in CANDIDATES
-                and isinstance(entry.get("microseconds"), dict)):
-            raise UserError(f"{path} has an entry that names none of {', '.join(CANDIDATES)}; delete it from the file")
+                and isinstance(entry.get("microseconds"), dict)
+                and all(isinstance(us, (int, float)) for us in entry["microseconds"].values())):
+            raise UserError(f"{path} has an entry without an allreduce ({', '.join(CANDIDATES)}) or without times "
+                            "(microseconds, by name); mend or delete that entry")
     return entries
 
 

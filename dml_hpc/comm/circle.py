@@ -88,6 +88,11 @@ class Circle:
         """Collective: give every rank's block of ``gathered`` to all; return the bytes sent."""
         return self._run(False, True)
 
+    def free(self) -> None:
+        """Give the requests back to MPI."""
+        for request in (*self._sends, *self._receives):
+            request.Free()
+
     def _run(self, reduce: bool, gather: bool, finished: Callable[[slice], object] | None = None) -> int:
         """Carry the messages of one half of the pipeline or of both: what arrives as message m leaves as m + cuts."""
         half, cuts, slots = self._half, self._cuts, self._slots

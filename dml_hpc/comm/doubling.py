@@ -44,6 +44,11 @@ class Doubling:
         self._adds_first = bool(self._before) and rank < core
         self._bytes = buffer.nbytes * (sends + len(self._steps))
 
+    def free(self) -> None:
+        """Give the requests back to MPI."""
+        for request in (*self._before, *self._after, *(one for step in self._steps for one in step)):
+            request.Free()
+
     def allreduce(self) -> int:
         """Collective; return the bytes sent."""
         for request in self._before:

@@ -19,9 +19,11 @@ import numpy as np
 from dml_hpc.comm.background import in_background, nap
 from dml_hpc.comm.circle import Circle
 from dml_hpc.comm.elements import adder, storage
+from dml_hpc.comm.node_vectors import MEETINGS, NodeVectors
 from dml_hpc.comm.reducer import Reducer, Update
-from dml_hpc.comm.shared_memory import PAGE_BYTES, SharedMemory, whole_pages
+from dml_hpc.comm.shared_memory import PAGE_BYTES, whole_pages
 from dml_hpc.comm.topology import node_of
+from dml_hpc.errors import AgreedError
 from dml_hpc.kernels import node as kernels
 from dml_hpc.layout import split
 from dml_hpc.mpi import first_on_node
@@ -53,55 +55,33 @@ class HierarchicalReducer(Reducer):
         from mpi4py import MPI
 
         self._node = node_of(comm) if node is None else node.Dup()
-        lanes = comm.allreduce(self._node.size, MPI.MIN)
-        has_lane = self._node.rank < lanes
-        self._lane = comm.Split(self._node.rank if has_lane else MPI.UNDEFINED, comm.rank)
+        self._lanes = comm.allreduce(self._node.size, MPI.MIN)
+        self._lane = comm.Split(self._node.rank if self._node.rank < self._lanes else MPI.UNDEFINED, comm.rank)
         self._alone = comm.allreduce(self._node.size, MPI.MAX) == comm.size  # one node: no wire
-        # Slices end on pages, so that each can be mapped by itself.
-        pages = whole_pages(size * storage(dtype).itemsize) // PAGE_BYTES
-        cut = split(pages, lanes, self._node.rank) if has_lane else (pages, pages)
-        self._slice_bytes = (cut[0] * PAGE_BYTES, cut[1] * PAGE_BYTES)
-        self._lane_cuts = [split(pages, lanes, lane) for lane in range(lanes)]
         self._spins = SPINS if self._node.size <= (os.cpu_count() or 1) else 0
-        self._count = 0
-        super().__init__(comm, size, dtype, weights_dtype)
+        self._counts = [0] * MEETINGS
+        self._circles: dict[tuple[int, bool], Circle] = {}
+        try:
+            super().__init__(comm, size, dtype, weights_dtype)
+        except AgreedError:
+            self._free()
+            self.comm.Free()
+            raise
 
     def _allocate(self, weights_dtype: str | None) -> None:
-        node, kind = self._node, storage(self.dtype)
-        p, rank = node.size, node.rank
-        length = whole_pages(self.size * kind.itemsize)
-        low, high = self._slice_bytes
-        weights_length = 0 if weights_dtype is None else whole_pages(self.size * storage(weights_dtype).itemsize)
-        flags_length = whole_pages(2 * p * kernels.LINE * 8)
-        # One buffer a rank; one vector more, the other place of every slice; the weights; the flags.
-        other, weights, flags = p * length, (p + 1) * length, (p + 1) * length + weights_length
-        own = [(rank * length, length), (other + low, high - low)]
-        if rank == 0:
-            own.append((weights, weights_length + flags_length))
-        memory = SharedMemory(node, flags + flags_length, own)
-
-        def vector(*pieces: tuple[int, int]) -> np.ndarray:
-            return memory.map(*pieces)[:self.size * kind.itemsize].view(kind)
-
-        mine = rank * length
-        self._buffers = [vector((mine, length)),
-                         vector((mine, low), (other + low, high - low), (mine + high, length - high))]
-        slices = [(lane * length + first * PAGE_BYTES, (last - first) * PAGE_BYTES)
-                  for lane, (first, last) in enumerate(self._lane_cuts)]
-        self._totals = [vector(*slices), vector((other, length))]
-        self._inputs = memory.map((0, other)).view(kind).reshape(p, length // kind.itemsize)
-        self._flags = memory.map((flags, flags_length))[:2 * p * kernels.LINE * 8].view(np.int64).reshape(2, -1)
-        if weights_dtype is not None:
-            n_bytes = self.size * storage(weights_dtype).itemsize
-            self.weights = memory.map((weights, weights_length))[:n_bytes].view(storage(weights_dtype))
-        memory.close()
+        kind = storage(self.dtype)
+        # Slices end on pages, so that each can be mapped by itself.
+        pages = whole_pages(self.size * kind.itemsize) // PAGE_BYTES
+        cuts = [split(pages, self._lanes, lane) for lane in range(self._lanes)]
+        self._vectors = vectors = NodeVectors(self.comm, self._node, self.size, kind, cuts,
+                                              None if weights_dtype is None else storage(weights_dtype))
         self._place = 0
-        self.buffer = self.total = self._buffers[0]
-        self._slice = slice(min(low // kind.itemsize, self.size), min(high // kind.itemsize, self.size))
+        self.buffer = self.total = vectors.buffers[0]
+        self.weights = vectors.weights
+        self._slice = vectors.own
         self._scratch = np.empty(min(CHUNK_BYTES // kind.itemsize, self._slice.stop - self._slice.start), kind)
-        self._circles: dict[tuple[int, bool], Circle] = {}
         self._add = adder(self.dtype)
-        with first_on_node(node):
+        with first_on_node(self._node):
             self._compile_kernels()
         self.owned = self._slice.start, self._slice.stop
         if self._lane and not self._alone:
@@ -113,14 +93,15 @@ class HierarchicalReducer(Reducer):
         alone = np.zeros((2, kernels.LINE), np.int64)
         kernels.meet(alone[0], 0, 0, 0, 0)
         if self._add is np.add:
-            kernels.add_rows(self._inputs, self._node.rank, 0, self._scratch[:0])
-            kernels.node_allreduce(alone, 0, 0, self._inputs, self._totals[0], 0, 0, 0, 0)
+            kernels.add_rows(self._vectors.inputs, self._node.rank, 0, self._scratch[:0])
+            kernels.node_allreduce(alone, 0, 0, self._vectors.inputs, self._vectors.totals[0], 0, 0, 0, 0)
 
     def _allreduce(self) -> None:
-        total = self._totals[self._place]
+        total = self._vectors.totals[self._place]
         if self._alone and self._add is np.add:
-            self._count += 1
-            while not kernels.node_allreduce(self._flags, self._node.rank, self._count, self._inputs, total,
+            vectors, count = self._vectors, self._counts[0] + 1
+            self._counts[:2] = count, count
+            while not kernels.node_allreduce(vectors.flags, self._node.rank, count, vectors.inputs, total,
                                              self._slice.start, self._slice.stop, *self._patience()):
                 nap()
             self._turn()
@@ -134,12 +115,13 @@ class HierarchicalReducer(Reducer):
         self._turn()
 
     def _reduce_scatter(self) -> None:
-        total = self._totals[self._place]
+        total = self._vectors.totals[self._place]
         self._meet(0)
         if self._alone:
             self._add_others(self._slice.start, total[self._slice])
         elif self._lane:
             self._sent(self._circle(False).reduce_scatter())
+        self._meet(1)
         self._turn()
 
     def _allgather(self) -> None:
@@ -147,7 +129,7 @@ class HierarchicalReducer(Reducer):
             self._place ^= 1
             self._sent(self._circle(False).allgather())
             self._place ^= 1
-        self._meet(1)
+        self._meet(2)
 
     def _reduce_update(self, update: Update) -> None:
         self._meet(0)
@@ -169,9 +151,9 @@ class HierarchicalReducer(Reducer):
         """Return the ring of this rank's lane, over the place that its slice has now."""
         key = self._place, update
         if key not in self._circles:
-            own = self._totals[self._place][self._slice]
+            own = self._vectors.totals[self._place][self._slice]
             rank, p = self._node.rank, self._node.size
-            others = [self._inputs[(rank + turn) % p][self._slice] for turn in range(1, p)]
+            others = [self._vectors.inputs[(rank + turn) % p][self._slice] for turn in range(1, p)]
             gathered = own
             if update:
                 assert self.weights is not None
@@ -183,15 +165,15 @@ class HierarchicalReducer(Reducer):
         """Add the other ranks' elements from ``start`` on to ``out``, which holds this rank's own."""
         rank, p = self._node.rank, self._node.size
         if self._add is np.add:
-            kernels.add_rows(self._inputs, rank, start, out)
+            kernels.add_rows(self._vectors.inputs, rank, start, out)
             return
         for turn in range(1, p):
-            self._add(out, self._inputs[(rank + turn) % p][start:start + len(out)], out)
+            self._add(out, self._vectors.inputs[(rank + turn) % p][start:start + len(out)], out)
 
-    def _meet(self, row: int) -> None:
-        """Wait until all ranks of the node are here; ``row`` 0 begins a call."""
-        self._count += row == 0
-        while not kernels.meet(self._flags[row], self._node.rank, self._count, *self._patience()):
+    def _meet(self, meeting: int) -> None:
+        """Wait until all ranks of the node are here: 0 with its addend, 1 its sum, 2 what is to be gathered."""
+        self._counts[meeting] += 1
+        while not kernels.meet(self._vectors.flags[meeting], self._node.rank, self._counts[meeting], *self._patience()):
             nap()
 
     def _patience(self) -> tuple[int, int]:
@@ -199,13 +181,13 @@ class HierarchicalReducer(Reducer):
 
     def _turn(self) -> None:
         """The sum lies where it is; the next addend is written to the other place."""
-        self.total = self._totals[self._place]
+        self.total = self._vectors.totals[self._place]
         self._place ^= 1
-        self.buffer = self._buffers[self._place]
+        self.buffer = self._vectors.buffers[self._place]
 
-    def close(self) -> None:
-        """See `Reducer.close`."""
-        super().close()
+    def _free(self) -> None:
+        for circle in self._circles.values():
+            circle.free()
         if self._lane:
             self._lane.Free()
         self._node.Free()

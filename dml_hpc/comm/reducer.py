@@ -39,6 +39,8 @@ class Reducer(ABC):
     """
 
     name: str
+    compression: str | None = None
+    """How it makes the vector small before it sends it."""
     choice: str | None = None
     """Why it was chosen, when that was left to ``auto``."""
     buffer: np.ndarray
@@ -52,7 +54,6 @@ class Reducer(ABC):
         self.bytes_sent: int | None = 0
         self.weights: np.ndarray | None = None
         self._background: Background | None = None
-        self._whole = f"the {self.name} all-reduce"
         self._allocate(weights_dtype)
 
     def _allocate(self, weights_dtype: str | None) -> None:
@@ -63,7 +64,7 @@ class Reducer(ABC):
 
     def allreduce(self) -> None:
         """Collective: make ``total`` the sum of every rank's ``buffer``."""
-        with waiting(self._whole):
+        with waiting(f"the {self.name} all-reduce"):
             self._allreduce()
 
     def reduce_scatter(self) -> None:
@@ -84,7 +85,7 @@ class Reducer(ABC):
         """
         if self.weights is None:
             raise ValueError("a fused update needs a reducer opened with weights")
-        with waiting(self._whole):
+        with waiting(f"the {self.name} all-reduce"):
             self._reduce_update(update)
 
     def start(self, update: Update | None = None) -> None:
@@ -101,7 +102,7 @@ class Reducer(ABC):
         """Collective: return when what `start` began has ended, as `allreduce` would have done."""
         if self._background is None:
             raise ValueError("nothing was started")
-        with waiting(self._whole):
+        with waiting(f"the {self.name} all-reduce"):
             self._background.wait()
 
     def _allreduce(self) -> None:
@@ -126,7 +127,11 @@ class Reducer(ABC):
         """Collective: give the communicator back. ``total`` and ``weights`` stay readable."""
         if self._background is not None:
             self._background.close()
+        self._free()
         self.comm.Free()
+
+    def _free(self) -> None:  # noqa: B027 -- most have nothing
+        """Collective: give back what MPI holds for this reducer beside the communicator."""
 
     def __enter__(self) -> Reducer:
         return self

@@ -25,6 +25,11 @@ class RingReducer(Reducer):
         self._update_circle = None if self.weights is None else Circle(self.comm, [self.buffer], gathered, add)
         self.owned = self._circle.owned
 
+    def _free(self) -> None:
+        self._circle.free()
+        if self._update_circle is not None:
+            self._update_circle.free()
+
     def _allreduce(self) -> None:
         self._sent(self._circle.allreduce())
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dml_hpc.errors import UserError
-from dml_hpc.mpi import agreed, on_root
+from dml_hpc.errors import AgreedError, UserError
+from dml_hpc.mpi import agreed
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -29,43 +29,65 @@ def whole_pages(n_bytes: int) -> int:
 class SharedMemory:
     """``n_bytes`` of zeroed memory that all ranks of ``node``, which run on one node, can map.
 
-    Collective over ``node``. The file has no name (Linux ``memfd_create``), so nothing is left behind however the job
-    ends, and it does not depend on the size of /dev/shm. Each rank takes its ``own`` pieces (first byte, number of
-    bytes) of the memory now, near its own core, so that a node with too little of it fails here and not in the middle
-    of a sum. Raises `AgreedError` on every rank.
+    Collective over ``comm``, of whose ranks ``node`` holds some: when one node cannot, all raise `AgreedError`. The
+    file has no name (Linux ``memfd_create``), so nothing of it is left behind however the job ends, and it does not
+    depend on the size of /dev/shm. Each rank takes its ``own`` pieces (first byte, number of bytes) of the memory now,
+    near its own core, so that a node with too little of it fails here and not in the middle of a sum.
     """
 
-    def __init__(self, node: Intracomm, n_bytes: int, own: Sequence[tuple[int, int]]):
-        self._made = -1
-        path = on_root(node, lambda: self._make(n_bytes))
-        with agreed(node):
-            try:
-                self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            except OSError as error:
-                why = os.strerror(error.errno or 0)
-                raise UserError(f"the ranks of this node cannot share memory ({path}: {why}); "
-                                "in containers or as users of their own: use --allreduce ring") from None
-            try:
-                for first, length in own:
-                    if length:
-                        os.posix_fallocate(self._file, first, length)
-            except OSError as error:
-                raise UserError(f"the node has not the {n_bytes / 1e9:.1f} GB of memory that its ranks share in the "
-                                f"hierarchical all-reduce ({os.strerror(error.errno or 0)}); use fewer ranks a node, "
-                                "or --allreduce ring") from None
+    def __init__(self, comm: Intracomm, node: Intracomm, n_bytes: int, own: Sequence[tuple[int, int]]):
+        self._file = self._made = -1
+        self._n_bytes = n_bytes
+        path = ""
+        try:
+            with agreed(comm):
+                if node.rank == 0:
+                    path = self._make()
+            path = node.bcast(path)
+            with agreed(comm):
+                self._take(path, own)
+        except AgreedError:
+            self.close()
+            raise
 
-    def _make(self, n_bytes: int) -> str:
+    def _make(self) -> str:
         if not hasattr(os, "memfd_create"):
             raise UserError("the hierarchical all-reduce needs Linux; use --allreduce ring")
         self._made = os.memfd_create("dml-hpc", os.MFD_CLOEXEC)
-        os.ftruncate(self._made, n_bytes)
+        os.ftruncate(self._made, self._n_bytes)
         return f"/proc/{os.getpid()}/fd/{self._made}"
+
+    def _take(self, path: str, own: Sequence[tuple[int, int]]) -> None:
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            why = os.strerror(error.errno or 0)
+            raise UserError(f"the ranks of this node cannot share memory ({path}: {why}); they run "
+                            "in containers or as users of their own: use --allreduce ring") from None
+        try:
+            for first, length in own:
+                if length:
+                    os.posix_fallocate(self._file, first, length)
+        except OSError as error:
+            raise self._too_little(error) from None
+
+    def _too_little(self, error: OSError) -> UserError:
+        return UserError(f"the node has not the {self._n_bytes / 1e9:.1f} GB of memory that its ranks share in the "
+                         f"hierarchical all-reduce ({os.strerror(error.errno or 0)}); use fewer ranks a node, "
+                         "or --allreduce ring")
 
     def map(self, *pieces: tuple[int, int]) -> np.ndarray:
         """Return bytes (n,) uint8 that show the file's ``pieces`` (first byte, number of bytes) one after the other.
 
-        Pieces begin and end on pages. The mapping lives as long as the array and its views.
+        Pieces begin and end on pages. The mapping lives as long as the array and its views. Raises `UserError` when
+        the process may map no more.
         """
+        try:
+            return self._map(pieces)
+        except OSError as error:
+            raise self._too_little(error) from None
+
+    def _map(self, pieces: Sequence[tuple[int, int]]) -> np.ndarray:
         total = sum(length for _, length in pieces)
         if total == 0:
             return np.empty(0, np.uint8)
@@ -83,9 +105,9 @@ class SharedMemory:
 
     def close(self) -> None:
         """Give the file back; what is mapped stays mapped. For use when all ranks have opened it."""
-        os.close(self._file)
-        if self._made >= 0:
-            os.close(self._made)
+        for file in (self._file, self._made):
+            if file >= 0:
+                os.close(file)
 
 
 def _libc() -> ctypes.CDLL:

@@ -54,6 +54,14 @@ class TreeReducer(Reducer):
         self._down = _Down(self.comm, self.buffer, self._pieces, fan_in)
         self._weights_down = None if self.weights is None else _Down(self.comm, self.weights, self._pieces, fan_in)
 
+    def _free(self) -> None:
+        if self._doubling is not None:
+            self._doubling.free()
+            return
+        for way in (self._up, self._down, self._weights_down):
+            if way is not None:
+                way.free()
+
     def _allreduce(self) -> None:
         if self._doubling is not None:
             self._sent(self._doubling.allreduce())
@@ -108,6 +116,11 @@ class _Up:
                           for child, places in zip(children, self._arrived, strict=True)]
         self._sends = [comm.Send_init(piece.view(np.uint8), parent) for piece in self._pieces if parent is not None]
 
+    def free(self) -> None:
+        """Give the requests back to MPI."""
+        for request in (*self._sends, *(one for child in self._receives for one in child)):
+            request.Free()
+
     def begin(self) -> None:
         for requests in self._receives:
             for request in requests[:AHEAD]:
@@ -140,6 +153,11 @@ class _Down:
         self._receives = [comm.Recv_init(place, parent) for place in places if parent is not None]
         self._sends = [[comm.Send_init(place, child) for child in children] for place in places]
         self._bytes = array.nbytes * len(children)
+
+    def free(self) -> None:
+        """Give the requests back to MPI."""
+        for request in (*self._receives, *(one for cut in self._sends for one in cut)):
+            request.Free()
 
     def send(self, cut: int) -> None:
         """Send segment ``cut`` to the children."""

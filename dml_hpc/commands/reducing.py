@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dml_hpc.comm import ALLREDUCES, open_reducer
+from dml_hpc.comm.auto import check_tuning
 from dml_hpc.comm.compression import Compression
 from dml_hpc.errors import UserError, did_you_mean
 
@@ -17,13 +18,19 @@ if TYPE_CHECKING:
     from dml_hpc.console import Console
 
 
-def check(allreduce: str, tuning: Path | None) -> None:
-    """Raise `UserError` for options that do not go together."""
+def check(allreduce: str, tuning: Path | None, output: Path, rank: int) -> None:
+    """Raise `UserError` for options that do not go together, and for a tuning file that is none or cannot be."""
     if allreduce not in ALLREDUCES:
         raise UserError(f"unknown --allreduce {allreduce!r}{did_you_mean(allreduce, ALLREDUCES)}; "
                         f"there are {', '.join(ALLREDUCES)}")
     if tuning is not None and allreduce != "auto":
-        raise UserError(f"--tuning keeps what --allreduce auto measures; leave it out with --allreduce {allreduce}")
+        raise UserError(f"--tuning keeps what --allreduce auto measures, and here it is {allreduce}: give --allreduce "
+                        "auto as well, or leave out --tuning")
+    if tuning is not None:
+        if tuning.absolute() == output.absolute():
+            raise UserError(f"--tuning and -o name the same file, {output}; choose another")
+        if rank == 0:  # which reads and writes it
+            check_tuning(tuning)
 
 
 def compressed(method: str, ratio: float | None, rank: int | None, exact: int) -> Compression | None:

@@ -34,7 +34,7 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, k: int, all
     """
     started = time.perf_counter()
     with agreed(comm):
-        reducing.check(allreduce, tuning)
+        reducing.check(allreduce, tuning, output, comm.rank)
         dataset = open_dataset(data)
         if comm.rank == 0:
             check_output(output, overwrite)

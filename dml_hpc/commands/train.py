@@ -22,7 +22,7 @@ from dml_hpc.objectives.scaling import identity, standardising
 from dml_hpc.optim.schedules import Schedule
 from dml_hpc.store.model import LinearModel, weights_digest, write_model
 from dml_hpc.trainers.averaging import train_average
-from dml_hpc.trainers.gradient import FixedPointGradient, FloatGradient
+from dml_hpc.trainers.gradient import MOST_ROWS, FixedPointGradient, FloatGradient
 from dml_hpc.trainers.problem import Problem, compile_kernels, open_arrays
 from dml_hpc.trainers.sync import train_sync
 
@@ -51,7 +51,7 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
     with agreed(comm):
         settings = _settings(algorithm, batch_size=batch_size, step_size=step_size, schedule=schedule,
                              momentum=momentum, warmup=warmup)
-        reducing.check(allreduce, tuning)
+        reducing.check(allreduce, tuning, output, comm.rank)
         # The intercept's gradient and the loss, the last two elements, are never compressed.
         compressing = reducing.compressed(compression, compression_ratio, compression_rank, exact=2)
         if compressing is not None and (reproducible or dtype != "float32" or algorithm != "sync"):
@@ -67,8 +67,10 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
         classes = goal.classes(label.name, label.values)
         if comm.rank == 0:
             check_output(output, overwrite)
+        rows_a_step = None if settings["batch_size"] == "full" else settings["batch_size"]
+        if reproducible and min(rows_a_step or dataset.rows, dataset.rows) > MOST_ROWS:
+            raise UserError(f"--reproducible sums over at most {MOST_ROWS:,} rows a step; give a smaller --batch-size")
     sequential = algorithm == "average"
-    rows_a_step = None if settings["batch_size"] == "full" else settings["batch_size"]
     kind, stored = np.dtype(dtype), np.dtype(dataset.manifest.dtype)
     start_compiler()
     with first_on_node(comm):  # the first rank fills Numba's cache, the others load it
@@ -88,7 +90,6 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
                 f"{comm.size} rank{'s' * (comm.size > 1)}, {algorithm} with the {allreduce} all-reduce")
     weights = np.zeros(dataset.features + 1, kind)
     clock = Clock(steps_per_epoch)
-    started = time.perf_counter()
     bar = console.bar(all_steps, "training")
 
     def on_step(rows: int, loss: float) -> None:
@@ -98,13 +99,16 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
     open_reducer = reducing.opener(console, allreduce, fan_in, tuning, compressing)
     with (open_reducer(comm, dataset.features + 2, dtype) if sequential else
           open_reducer(comm, dataset.features + 1 + gradient.extra, gradient.dtype, weights=dtype)) as reducer:
+        if compressing is not None and reducer.compression is None:
+            console.say(f"         the vector is no larger than what {compression} would send: it is sent as it is")
+        started = time.perf_counter()
         if sequential:
             losses = train_average(reducer, problem, share, weights, settings["step_size"], all_steps, clock, on_step)
         else:
             plan = Schedule(settings["schedule"], settings["step_size"], all_steps, batches.steps, settings["warmup"])
             losses = train_sync(reducer, problem, gradient, weights, plan, settings["momentum"], clock, on_step)
         work_s = time.perf_counter() - started
-        bytes_sent, summed_by, choice = reducer.bytes_sent, reducer.name, reducer.choice
+        bytes_sent, summed_by, choice, sent_as = reducer.bytes_sent, reducer.name, reducer.choice, reducer.compression
     raw = scaling.fold(weights, np.empty_like(weights))
     loss = _final_loss(comm, problem, raw)
     bar.close(f"loss {loss:.4f}")
@@ -124,7 +128,7 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
         "work_s": work_s, "per_rank": splits, "data": str(data), "model": str(output), "rows": dataset.rows,
         "features": dataset.features, **settings, "l2": l2, "intercept": intercept, "scale": scale,
         "shuffle": shuffle, "seed": seed, "dtype": dtype, "reproducible": reproducible,
-        "compression": None if compressing is None else compression,
+        "compression": None if compressing is None else compression, "compression_used": sent_as,
         "compression_ratio": compressing.ratio if compressing is not None and compression == "topk" else None,
         "compression_rank": compressing.rank if compressing is not None and compression == "powersgd" else None,
         "fan_in": fan_in if summed_by == "tree" else None,
@@ -138,8 +142,8 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
     return result
 
 
-_OF_THE_RUN = ("allreduce_used", "allreduce_choice", "time_split", "per_rank", "work_s", "examples_per_s",
-               "weights_digest")
+_OF_THE_RUN = ("allreduce_used", "compression_used", "allreduce_choice", "time_split", "per_rank", "work_s",
+               "examples_per_s", "weights_digest")
 """What says how the run went, not how the model came about; two runs may differ in it and give the same model."""
 
 

@@ -86,6 +86,8 @@ class FixedPointGradient(Gradient):
         return loss if good and loss_good else None
 
 
+MOST_ROWS = 1 << 28
+"""In a batch: each adds up to one to the mass, which must leave room for what it measures."""
 _MOST_MASS, _LEAST_MASS = 1 << 30, 1 << 8
 """Of a good sum: no element reaches 2⁶², and units are under 2⁻³⁹ of the sum's magnitude."""
 _LARGE_MASS, _SMALL_MASS = 1 << 24, 1 << 16
@@ -96,11 +98,11 @@ _MOST_UNIT, _LEAST_UNIT = 2.0**100, 2.0**-60
 def _judged(mass: float, unit: float, rows: int) -> tuple[bool, float]:
     """Return whether a sum of ``rows`` terms with this mass is good, and the unit to go on with."""
     within = mass - rows  # each term's was rounded up
-    if mass >= _MOST_MASS:
+    if not 0 <= mass < _MOST_MASS:
         return False, unit * 2.0**16
     if within < _LEAST_MASS and unit > _LEAST_UNIT:
         return False, unit * 2.0**-10
-    if mass > _LARGE_MASS:
+    if within > _LARGE_MASS:
         return True, unit * 2.0**4
     if within < _SMALL_MASS and unit > _LEAST_UNIT:
         return True, unit * 2.0**-4

@@ -70,7 +70,7 @@ def test_a_choice_is_kept_and_taken_from_the_file(comm, tuning, monkeypatch):
 @pytest.mark.parametrize(("content", "message"), [
     ("no json", "is no tuning file"), ("{}", "no tuning file of this version"),
     ("[]", "no tuning file of this version"),
-    ('{"format": "dml-hpc tuning 1", "entries": [{"allreduce": "rumour"}]}', "an entry that names none of mpi"),
+    ('{"format": "dml-hpc tuning 1", "entries": [{"allreduce": "rumour"}]}', "an entry without an allreduce"),
 ])
 def test_a_file_that_is_something_else_is_refused_and_left_alone(comm, tuning, content, message):
     if comm.size == 1:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import gc
+import os
 import random
 import time
 
@@ -11,6 +14,7 @@ import pytest
 from dml_hpc.comm import REDUCERS, circle, doubling, hierarchical, open_reducer, tree
 from dml_hpc.comm.hierarchical import HierarchicalReducer
 from dml_hpc.comm.node_memory import free_bytes
+from dml_hpc.errors import AgreedError
 from dml_hpc.kernels import node as kernels
 
 pytestmark = pytest.mark.mpi
@@ -195,12 +199,93 @@ def test_a_failure_in_the_background_is_raised_where_it_is_waited_for(comm):
             reducer.wait()
 
 
+@pytest.mark.parametrize("name", [*REDUCERS, "hierarchical, two nodes"])
+def test_calls_of_all_kinds_may_follow_each_other(comms, name):
+    """At random, with ranks that are late here and there; every sum and every weight is right whenever it is read."""
+    p, rank = comms.size, comms.rank
+    together, alone = random.Random(p), random.Random(rank)
+    size = 20_011
+    node = comms.Split(rank % 2)
+    if "," in name:
+        reducer = HierarchicalReducer(comms, size, "float32", "float32", node=node)
+    else:
+        reducer = open_reducer(name, comms, size, weights="float32")
+
+    def late():
+        if alone.random() < 0.3:
+            time.sleep(alone.random() * 1e-3)
+
+    def update(summed, start, stop):
+        late()
+        reducer.weights[start:stop] = summed - reducer.weights[start:stop]
+
+    weights = np.zeros(size)
+    with reducer:
+        for call in range(60):
+            expected = total(p, size, call)
+            reducer.buffer[:] = addend(rank, size, call)
+            kind = together.choice(["whole", "halves", "half", "split", "update", "split update"])
+            own = slice(0, size)
+            if kind == "whole":
+                reducer.allreduce()
+            elif kind in ("half", "halves"):
+                reducer.reduce_scatter()
+                own = slice(*reducer.owned)
+                if kind == "halves":
+                    late()
+                    reducer.allgather()
+                    own = slice(0, size)
+            elif kind == "update":
+                reducer.reduce_update(update)
+            else:
+                reducer.start(update if "update" in kind else None)
+                reducer.wait()
+            late()
+            if "update" in kind:
+                weights = expected - weights
+            else:
+                np.testing.assert_array_equal(reducer.total[own], expected[own], f"call {call}: {kind}")
+            late()
+            np.testing.assert_array_equal(reducer.weights, weights, f"call {call}: {kind}")
+    node.Free()
+
+
+@pytest.mark.parametrize("name", REDUCERS)
+def test_a_reducer_gives_back_all_it_took(comm, name):
+    if comm.size != 2:
+        pytest.skip("once, on two ranks")
+    files = len(os.listdir("/proc/self/fd"))
+    for size in [1] * 2100 + [5000] * 20:  # MPICH has room for 2,048 communicators
+        with open_reducer(name, comm, size, weights="float32") as reducer:
+            reducer.allreduce()
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= files + 2
+
+
 NODES = {
     "all alone": lambda rank: rank,
     "one apart": lambda rank: int(rank > 0),
     "by turns": lambda rank: rank % 2,
     "the last apart": lambda rank: int(rank > 1),
 }
+
+
+@pytest.mark.parametrize("nodes", NODES)
+def test_a_node_without_memory_stops_all_nodes(comm, nodes, monkeypatch):
+    node = comm.Split(NODES[nodes](comm.rank))
+    files = len(os.listdir("/proc/self/fd"))
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "no space")
+
+    if comm.rank == comm.size - 1:
+        monkeypatch.setattr("os.posix_fallocate", full)
+    for _ in range(3):
+        with pytest.raises(AgreedError, match=r"the node has not the .* GB of memory") as refusal:
+            HierarchicalReducer(comm, 100_000, "float32", node=node)
+        assert (refusal.value.rank, refusal.value.exit_code) == (comm.size - 1, 2)
+    assert len(os.listdir("/proc/self/fd")) == files
+    node.Free()
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, "float16"])
@@ -232,7 +317,7 @@ def test_nodes_may_hold_different_numbers_of_ranks(comms, nodes, dtype):
 @pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize("name", [*REDUCERS, "hierarchical, two nodes"])
 def test_no_schedule_of_delays_changes_a_sum(comms, name, background, monkeypatch):
-    """Ranks pause at random before any of their steps; who is late, and where, differs from call to call."""
+    """Ranks pause at random between the steps that Python takes; who is late, and where, differs from call to call."""
     p, rank = comms.size, comms.rank
     luck = random.Random(rank)
 

@@ -91,3 +91,18 @@ def test_permute_shuffles_pairs_without_a_visible_bias(length):
                          for key in keys], minlength=length)[1:]
     expected = len(keys) / (length - 1)
     assert ((apart - expected) ** 2 / expected).sum() / (length - 2) < 3
+
+
+@pytest.mark.parametrize("rows", [1, 1 << 22, (1 << 23) + 5])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_a_reproducible_sum_that_is_too_large_shows_however_many_rows_it_has(rows, bad):
+    from dml_hpc.trainers.gradient import _judged
+
+    out = np.zeros(1 + 4, np.int64)
+    ones = np.ones(2, np.float32)
+    glm.fixed_point_gradient(glm.SQUARED, np.full((1, 1), bad, np.float32), np.zeros(1, np.float32),
+                             np.zeros(rows, np.int64), ones, np.zeros(1, np.float32), ones, 2.0**20, 2.0**20, out)
+    for mass in out[-2:]:
+        good, unit = _judged(float(mass), 2.0**-20, rows)
+        assert not good
+        assert unit > 2.0**-20

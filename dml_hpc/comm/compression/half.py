@@ -39,6 +39,7 @@ class HalfReducer(Compressed):
         self._wire = self._adopt(open_inner(self.comm, self._n + self.comm.size * place, self.TYPE))
         self._place = slice(self._n + self.comm.rank * place, self._n + (self.comm.rank + 1) * place)
         self.name = f"{self.TYPE} {self._wire.name}"
+        self.compression = self.TYPE
 
     def _allreduce(self) -> None:
         n, wire = self._n, self._wire.buffer

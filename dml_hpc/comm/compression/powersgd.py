@@ -33,6 +33,8 @@ class PowerReducer(Compressed):
     compute ``total`` from the same P and Q in the same order, and get the same bits. Exact elements travel with P.
     """
 
+    compression = "powersgd"
+
     def __init__(self, open_inner: Opener, comm: Intracomm, size: int, exact: int, weights_dtype: str | None,
                  rank: int):
         super().__init__(comm, size, exact, weights_dtype)

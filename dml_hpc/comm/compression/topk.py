@@ -35,7 +35,7 @@ class TopKReducer(Compressed):
     Where more elements pass it than fit, those of one block after another are sent, from another block on at each call.
     """
 
-    name = "topk"
+    name = compression = "topk"
 
     def __init__(self, comm: Intracomm, size: int, exact: int, weights_dtype: str | None, ratio: float):
         super().__init__(comm, size, exact, weights_dtype)
@@ -49,6 +49,9 @@ class TopKReducer(Compressed):
         self._head, self._exact = slice(1 + blocks), slice(1 + blocks, 1 + blocks + exact)
         self._entries = slice(1 + blocks + exact, None)
         self._calls = 0
+
+    def _free(self) -> None:
+        self._circle.free()
 
     def _allreduce(self) -> None:
         n = self._n
