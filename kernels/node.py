@@ -70,14 +70,14 @@ def add_rows(inputs, rank, start, out):
 
 
 @njit(cache=True, nogil=True)
-def node_allreduce(flags, rank, count, inputs, total, start, stop, spins, patience):
-    """`meet`, add the neighbours' elements ``start`` … ``stop − 1`` to ``total``, where this rank's own are, `meet`.
+def node_allreduce(flags, rank, count, inputs, buffer, start, stop, spins, patience):
+    """`meet`, add the neighbours' elements ``start`` … ``stop − 1`` to those of this rank's ``buffer``, `meet`.
 
-    ``flags`` is (2, ranks · LINE), one row a meeting. Returns False when a rank is missing; call again then, with the
-    same arguments: what is done is not done twice.
+    ``flags`` is (2 or more, ranks · LINE), one row a meeting. Returns False when a rank is missing; call again then,
+    with the same arguments: what is done is not done twice.
     """
     if load_acquire(flags[1], rank * LINE) < count:
         if not meet(flags[0], rank, count, spins, patience):
             return False
-        add_rows(inputs, rank, start, total[start:stop])
+        add_rows(inputs, rank, start, buffer[start:stop])
     return meet(flags[1], rank, count, spins, patience)

@@ -97,28 +97,25 @@ class HierarchicalReducer(Reducer):
             kernels.node_allreduce(alone, 0, 0, self._vectors.inputs, self._vectors.totals[0], 0, 0, 0, 0)
 
     def _allreduce(self) -> None:
-        total = self._vectors.totals[self._place]
         if self._alone and self._add is np.add:
             vectors, count = self._vectors, self._counts[0] + 1
             self._counts[:2] = count, count
-            while not kernels.node_allreduce(vectors.flags, self._node.rank, count, vectors.inputs, total,
+            while not kernels.node_allreduce(vectors.flags, self._node.rank, count, vectors.inputs, self.buffer,
                                              self._slice.start, self._slice.stop, *self._patience()):
                 nap()
-            self._turn()
-            return
-        self._meet(0)
-        if self._alone:
-            self._add_others(self._slice.start, total[self._slice])
-        elif self._lane:
-            self._sent(self._circle(False).allreduce())
-        self._meet(1)
+        else:
+            self._meet(0)
+            if self._alone:
+                self._add_others(self._slice.start, self.buffer[self._slice])
+            elif self._lane:
+                self._sent(self._circle(False).allreduce())
+            self._meet(1)
         self._turn()
 
     def _reduce_scatter(self) -> None:
-        total = self._vectors.totals[self._place]
         self._meet(0)
         if self._alone:
-            self._add_others(self._slice.start, total[self._slice])
+            self._add_others(self._slice.start, self.buffer[self._slice])
         elif self._lane:
             self._sent(self._circle(False).reduce_scatter())
         self._meet(1)
