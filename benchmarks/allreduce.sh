@@ -36,9 +36,11 @@ for part in "${@:-node}"; do
             done
             record "allreduce-4x2-hosts-$name" scripts/emulated_cluster.sh 4 --ranks-per-host 2 -- \
                 dml-hpc bench allreduce --sizes 1K,4K,64K,1M,16M --reducers hierarchical,ring,tree,mpi --repeats 9
-            record "allreduce-compressed-$name" scripts/emulated_cluster.sh 8 -- \
-                dml-hpc bench allreduce --sizes 16M --reducers ring --compressions none,bfloat16,float16,topk,powersgd \
-                --repeats 9
+            for hosts in 4 8; do
+                record "allreduce-compressed-$hosts-hosts-$name" scripts/emulated_cluster.sh "$hosts" -- \
+                    dml-hpc bench allreduce --sizes 16M --reducers ring --repeats 9 \
+                    --compressions none,bfloat16,float16,topk,powersgd
+            done
             ;;
         *) echo "there is no part $part; there are node and hosts" >&2 && exit 2 ;;
     esac

@@ -32,11 +32,11 @@ def nap() -> None:
         time.sleep(NAP_S)
 
 
-def finish(request: Request) -> None:
-    """Wait for an MPI request: look often at first, then in naps; in the background, in naps from the start."""
+def finish(request: Request, spin_s: float = SPIN_S) -> None:
+    """Wait for an MPI request: look often for ``spin_s``, then in naps; in the background, in naps from the start."""
     if request.Test():
         return
-    spin_until = 0.0 if in_background() else time.perf_counter() + SPIN_S
+    spin_until = 0.0 if in_background() else time.perf_counter() + spin_s
     while not request.Test():
         if time.perf_counter() < spin_until:
             os.sched_yield()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dml_hpc.comm.background import finish
+from dml_hpc.comm.background import SPIN_S, finish
 from dml_hpc.layout import split
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ SEGMENT_BYTES = 1 << 18
 received is still in cache when it is added."""
 MOST_SEGMENTS = 64
 """A block has no more of them: requests cost memory too."""
+LONG_BYTES, LONG_SPIN_S = 1 << 16, 1e-4
+"""For messages larger than this a rank spins less: where they take longer, others need the core more."""
 AHEAD = 4
 """Receives that are posted before their message is needed."""
 
@@ -55,6 +57,7 @@ class Circle:
         # next step; in step s of the gathering it sends block r − s and receives block r − 1 − s.
         passing = [piece for step in range(p) for piece in segments(rank - 1 - step)]
         spreading = [piece for step in range(p) for piece in segments(rank - step)]
+        self._spin_s = LONG_SPIN_S if longest * itemsize > LONG_BYTES else SPIN_S
         self._cuts = cuts
         self._half = half = (p - 1) * cuts  # messages of the reduction, and of the gathering
         self._slots = slots = min(AHEAD, half)
@@ -105,7 +108,7 @@ class Circle:
             if m < last:
                 self._sends[m].Start()
         for m in range(first, last):
-            finish(self._receives[m])
+            finish(self._receives[m], self._spin_s)
             if m < half:
                 piece = self._passing[m + cuts]
                 self._sum_own(piece)
@@ -121,12 +124,12 @@ class Circle:
             for piece in self._passing:
                 finished(piece)
         for send in self._sends[first:last]:
-            finish(send)
+            finish(send, self._spin_s)
         return self._bytes[0] * reduce + self._bytes[1] * gather
 
     def _post(self, m: int) -> None:
         if m >= self._half:
-            finish(self._sends[m - self._half])  # it was sent from where this one arrives
+            finish(self._sends[m - self._half], self._spin_s)  # it was sent from where this one arrives
         self._receives[m].Start()
 
     def _sum_own(self, piece: slice) -> None:
