@@ -38,7 +38,7 @@ for part in "${@:-node}"; do
                 dml-hpc bench allreduce --sizes 1K,4K,64K,1M,16M --reducers hierarchical,ring,tree,mpi --repeats 9
             for hosts in 4 8; do
                 record "allreduce-compressed-$hosts-hosts-$name" scripts/emulated_cluster.sh "$hosts" -- \
-                    dml-hpc bench allreduce --sizes 16M --reducers ring --repeats 9 \
+                    dml-hpc bench allreduce --sizes 256K,1M,4M,16M --reducers ring --repeats 9 \
                     --compressions none,bfloat16,float16,topk,powersgd
             done
             ;;

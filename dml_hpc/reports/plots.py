@@ -123,12 +123,24 @@ def allreduce_figure(results: Sequence[dict[str, Any]], ranks: int, limit_bytes_
         if limit_bytes_per_s is not None:
             right.axhline(limit_bytes_per_s / 1e9, color=MUTED, linewidth=1, linestyle=(0, (5, 4)))
             rates.append((sizes[-1], limit_bytes_per_s / 1e9, "the wire's limit", MUTED))
+        for axes in (left, right):
+            _label_few_decades(axes)
         _label_right(left, [time for time, _ in labels], gap=0.065)
         _label_right(right, rates, gap=0.065)
     if any(result["seconds_model"] for result in drawn):
         panels[-1][0].annotate("points: median of the slowest rank; dotted: messages · α + bytes · β, fitted", (0, 0),
                                (0, -48), "axes fraction", "offset points", color=MUTED, fontsize=9)
     return figure
+
+
+def _label_few_decades(axes: Axes) -> None:
+    """Number a logarithmic y axis at 1, 2 and 5 where it spans too little for its decades to tell the scale."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axes.get_ylim()
+    if high < 50 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
