@@ -2,7 +2,7 @@
 # Builds Horovod into the environment of `scripts/test.sh --mpi mpich` and proves it on 2 ranks, under mpirun and under
 # horovodrun. Apart from the other tests, which must not need it.
 set -euo pipefail
-. "$(dirname "${BASH_SOURCE[0]}")/../../scripts/environment.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/../scripts/environment.sh"
 cd "$root"
 make_environment "$root/.venv-test-mpich" mpich,test
 DML_HPC_VENV=$root/.venv-test-mpich bash scripts/install_horovod.sh
