@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -25,8 +26,15 @@ class Console:
 
     def say(self, line: str = "") -> None:
         """Print one line on rank 0."""
-        if self.speaks:
+        if not self.speaks:
+            return
+        try:
             print(line, file=self.stream, flush=True)
+        except BrokenPipeError:  # whoever read along (head, less) has left; the work goes on
+            self.speaks = False
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())  # for what is still to be flushed at the end
+            os.close(nowhere)
 
     def table(self, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
         """Print rows in aligned columns on rank 0; numbers are already formatted by the caller."""

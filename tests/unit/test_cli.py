@@ -190,3 +190,12 @@ def test_nowhere_to_keep_kernels_is_one_line(trained, two_classes):
     assert done.returncode == 2
     assert "export NUMBA_CACHE_DIR" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_leaves_early_does_not_end_the_work(two_classes, tmp_path):
+    line = [sys.executable, "-m", "dml_hpc", "train", str(two_classes), "-o", str(tmp_path / "m.h5"), "--epochs", "1"]
+    job = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    job.stdout.close()
+    assert job.wait(timeout=60) == 0
+    assert job.stderr.read() == ""
+    assert (tmp_path / "m.h5").exists()
