@@ -23,6 +23,7 @@ overwrite = option("--overwrite", is_flag=True, help="Replace what is at the out
 
 
 def allreduce(default: str) -> Any:
+    """Return the option that says how vectors are summed."""
     return option("--allreduce", type=click.Choice(ALLREDUCES), default=default,
                   help="How vectors are summed; auto measures and takes the fastest.")
 

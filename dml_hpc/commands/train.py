@@ -90,7 +90,6 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
                 f"{comm.size} rank{'s' * (comm.size > 1)}, {algorithm} with the {allreduce} all-reduce")
     weights = np.zeros(dataset.features + 1, kind)
     clock = Clock(steps_per_epoch)
-    bar = console.bar(all_steps, "training")
 
     def on_step(rows: int, loss: float) -> None:
         bar.advance(1, f"loss {loss:.4f}")
@@ -101,6 +100,7 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
           open_reducer(comm, dataset.features + 1 + gradient.extra, gradient.dtype, weights=dtype)) as reducer:
         if compressing is not None and reducer.compression is None:
             console.say(f"         the vector is no larger than what {compression} would send: it is sent as it is")
+        bar = console.bar(all_steps, "training")
         started = time.perf_counter()
         if sequential:
             losses = train_average(reducer, problem, share, weights, settings["step_size"], all_steps, clock, on_step)

@@ -60,7 +60,7 @@ def test_no_model_is_below_the_limit(nodes):
 
 
 def test_the_limit_of_the_emulated_cluster():
-    # /work/shared/ANCHORS.md: 16 MiB over 8 hosts at 1 Gbit/s
+    # 16 MiB over 8 hosts at 1 Gbit/s: 2 · 7/8 · 16 MiB / 125 MB/s
     assert least_seconds(16 * MIB, 8, 125e6) == pytest.approx(0.235, abs=1e-3)
 
 
