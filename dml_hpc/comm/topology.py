@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
+NODES = Path("/sys/devices/system/node")
+"""Where Linux lists NUMA domains and their cores."""
+
 
 def node_of(comm: Intracomm) -> Intracomm:
     """Collective: return the communicator of the ranks of ``comm`` on this rank's node, ordered by NUMA domain.
@@ -24,7 +27,7 @@ def node_of(comm: Intracomm) -> Intracomm:
 def numa_domain() -> int:
     """Return the number of the NUMA domain this process is bound to; 0 when it may run in several, or none is known."""
     own = os.sched_getaffinity(0)
-    for folder in sorted(Path("/sys/devices/system/node").glob("node[0-9]*")):
+    for folder in sorted(NODES.glob("node[0-9]*")):
         try:
             cores = _cores((folder / "cpulist").read_text())
         except OSError:
