@@ -11,15 +11,27 @@ from dml_hpc import __version__
 from dml_hpc.comm import ALLREDUCES, COMPRESSIONS, REDUCERS
 from dml_hpc.objectives import OBJECTIVES
 from dml_hpc.optim import SCHEDULES
-from dml_hpc.parameters import BatchSize, Finite, Names, Sizes
+from dml_hpc.parameters import BatchSize, Finite, Names, Size, Sizes
 from dml_hpc.trainers import ALGORITHMS
-from dml_hpc.verb import RanksVerb, Verb, option, run
+from dml_hpc.verb import RanksVerb, SharedVerb, Verb, option, run
 
 PATH = click.Path(path_type=Path)
 POSITIVE = click.IntRange(min=1)
 NOT_NEGATIVE = Finite(min=0)
 output = option("-o", "--output", type=PATH, required=True, metavar="PATH", help="Where the result goes.")
 overwrite = option("--overwrite", is_flag=True, help="Replace what is at the output.")
+
+
+data_argument = click.argument("data", nargs=-1, required=True, type=PATH)
+
+
+x_key = option("--x-key", metavar="NAME", default=None, help="The matrix's name in HDF5 files that were not imported.  "
+               "[default: X]")
+y_key = option("--y-key", metavar="NAME", default=None, help="The labels' name in such files.  [default: y]")
+
+
+kept_compression = option("--compression", type=click.Choice(["none", "gzip", "lzf", "blosc2", "zstd"]), default=None,
+                          help="Compress the shards.  [default: as DATA is]")
 
 
 def allreduce(default: str) -> Any:
@@ -56,31 +68,80 @@ def data() -> None:
     """Make and look at data sets: folders of HDF5 shards."""
 
 
-@data.command("import", cls=Verb)
-@click.argument("sources", nargs=-1, required=True, type=PATH)
+@data.command("import", cls=SharedVerb)
+@click.argument("sources", nargs=-1, required=True)
 @output
-@option("--label", required=True, metavar="COLUMN", help="The column to predict; rows without it are dropped.")
+@option("--label", default=None, metavar="COLUMN",
+        help="The column to predict (tables need it; rows without a value are dropped), or a file of labels (.npy).")
 @option("--categorical", type=Names(), default=(), help="Columns to one-hot encode.")
-@option("--numeric", type=Names(), default=(), help="Columns of numbers. With neither this nor --categorical: "
+@option("--numeric", type=Names(), default=(), help="Columns of numbers. With neither these, --categorical nor --text: "
         "all columns, text one-hot.")
+@option("--text", type=Names(), default=(), help="Columns of text, whose words are counted; needs --hash-bits.")
 @option("--drop", type=Names(), default=(), help="Columns to leave out.")
+@option("--hash-bits", type=click.IntRange(1, 30), default=None, metavar="B",
+        help="Hash features to 2^B: for more categories or words than can be listed.")
+@x_key
+@y_key
+@option("--features", type=POSITIVE, default=None, metavar="N", help="LIBSVM: there are at least so many features.")
+@option("--holdout", type=Finite(0, 1, max_open=True), default=0.0, metavar="SHARE",
+        help="Put this share of the rows in OUTPUT/test, the rest in OUTPUT/train.")
+@seed
+@option("--shuffle/--no-shuffle", default=False, help="Store the rows in random order.")
+@option("--shards", type=POSITIVE, default=8, help="Files a data set.")
+@option("--dtype", type=click.Choice(["float16", "float32", "float64"]), default="float32",
+        help="Storage of features.")
+@option("--layout", type=click.Choice(["auto", "dense", "csr"]), default="auto",
+        help="Storage of rows: csr keeps what is not zero; auto takes it for LIBSVM files and --hash-bits.")
+@option("--compression", type=click.Choice(["none", "gzip", "lzf", "blosc2", "zstd"]), default="none",
+        help="Compress the shards.")
+@option("--like", type=PATH, default=None, metavar="DATASET", help="Encode as this data set was: same features.")
+@overwrite
+def data_import(comm: Any, console: Any, **arguments: Any) -> Any:
+    """Import tables (.csv, .csv.gz, .csv.zip, .parquet), LIBSVM, .npy, .npz or HDF5 files into HDF5 shards.
+
+    SOURCES are files or quoted patterns: 'data/*.csv'. All ranks share the work when there are several.
+    """
+    from dml_hpc.commands import data_import
+
+    return data_import.run(comm, console, **arguments)
+
+
+@data.command("synth", cls=SharedVerb)
+@click.argument("kind", type=click.Choice(["regression", "binary", "multiclass", "sparse-binary", "lowrank",
+                                           "ratings"]))
+@output
+@option("--rows", type=POSITIVE, required=True, metavar="N", help="Rows, or ratings.")
+@option("--features", type=POSITIVE, default=None, metavar="N", help="Features (not for ratings).")
+@option("--noise", type=NOT_NEGATIVE, default=None, metavar="σ",
+        help="Deviation of the noise: regression, ratings [default: 0.1], lowrank [default: 0].")
+@option("-k", "--k", "k", type=POSITIVE, default=None, metavar="N", help="Rank: lowrank, ratings.  [default: 10]")
+@option("--classes", type=click.IntRange(min=2), default=None, metavar="N", help="For multiclass.  [default: 10]")
+@option("--row-entries", type=Finite(min=1), default=None, metavar="N",
+        help="Entries that a row has on average: sparse-binary.  [default: 32]")
+@option("--density", type=Finite(0, 1, min_open=True), default=None, metavar="SHARE",
+        help="The same as a share of the features.")
+@option("--users", type=POSITIVE, default=None, metavar="N", help="For ratings.")
+@option("--items", type=POSITIVE, default=None, metavar="N", help="For ratings.")
 @option("--holdout", type=Finite(0, 1, max_open=True), default=0.0, metavar="SHARE",
         help="Put this share of the rows in OUTPUT/test, the rest in OUTPUT/train.")
 @seed
 @option("--shards", type=POSITIVE, default=8, help="Files a data set.")
 @option("--dtype", type=click.Choice(["float16", "float32", "float64"]), default="float32",
         help="Storage of features.")
-@option("--like", type=PATH, default=None, metavar="DATASET", help="Encode as this data set was: same features.")
+@option("--compression", type=click.Choice(["none", "gzip", "lzf", "blosc2", "zstd"]), default="none",
+        help="Compress the shards.")
 @overwrite
-def data_import(console: Any, **arguments: Any) -> Any:
-    """Import CSV (.csv, .csv.gz, .csv.zip) or Parquet tables into HDF5 shards."""
-    from dml_hpc.commands import data_import
+def data_synth(comm: Any, console: Any, **arguments: Any) -> Any:
+    """Make a data set whose true answer is known (OUTPUT/truth.h5), of any size, on all ranks."""
+    from dml_hpc.commands import data_synth
 
-    return data_import.run(console, **arguments)
+    return data_synth.run(comm, console, **arguments)
 
 
 @data.command("info", cls=Verb)
-@click.argument("data", type=PATH)
+@data_argument
+@x_key
+@y_key
 def data_info(console: Any, **arguments: Any) -> Any:
     """What a data set holds."""
     from dml_hpc.commands import data_info
@@ -88,8 +149,60 @@ def data_info(console: Any, **arguments: Any) -> Any:
     return data_info.run(console, **arguments)
 
 
+@data.command("verify", cls=SharedVerb)
+@data_argument
+@x_key
+@y_key
+def data_verify(comm: Any, console: Any, **arguments: Any) -> Any:
+    """Every byte of data sets or HDF5 files: are they whole, and what their manifests say?"""
+    from dml_hpc.commands import data_verify
+
+    return data_verify.run(comm, console, **arguments)
+
+
+@data.command("split", cls=SharedVerb)
+@data_argument
+@output
+@option("--holdout", type=Finite(0, 1, min_open=True, max_open=True), required=True, metavar="SHARE",
+        help="Put this share of the rows in OUTPUT/test, the rest in OUTPUT/train.")
+@option("--stratify", is_flag=True, help="Hold out this share of the rows of every label value.")
+@option("--shuffle", is_flag=True, help="Store the rows in random order.")
+@seed
+@option("--shards", type=POSITIVE, default=None, help="Files of each part.  [default: as many as DATA has]")
+@kept_compression
+@x_key
+@y_key
+@overwrite
+def data_split(comm: Any, console: Any, **arguments: Any) -> Any:
+    """Split DATA into a training part and one held out, on all ranks."""
+    from dml_hpc.commands import data_split
+
+    return data_split.run(comm, console, **arguments)
+
+
+@data.command("merge", cls=SharedVerb)
+@data_argument
+@output
+@option("--shards", type=POSITIVE, default=None, help="Files of the result.  [default: as many as DATA has]")
+@option("--dtype", type=click.Choice(["float16", "float32", "float64"]), default=None,
+        help="Storage of features.  [default: the widest there is]")
+@kept_compression
+@option("--shuffle", is_flag=True, help="Store the rows in random order.")
+@seed
+@x_key
+@y_key
+@overwrite
+def data_merge(comm: Any, console: Any, **arguments: Any) -> Any:
+    """Make one data set of several of the same features, or cut one into other shards, on all ranks."""
+    from dml_hpc.commands import data_merge
+
+    return data_merge.run(comm, console, **arguments)
+
+
 @root.command(cls=RanksVerb)
-@click.argument("data", type=PATH)
+@data_argument
+@x_key
+@y_key
 @output
 @option("--objective", type=click.Choice(OBJECTIVES), default="logistic", help="What is minimised.")
 @option("--algorithm", type=click.Choice(ALGORITHMS), default="sync",
@@ -98,6 +211,8 @@ def data_info(console: Any, **arguments: Any) -> Any:
 @tuning
 @fan_in
 @option("--batch-size", type=BatchSize(), default=None, help="Rows of a step, all ranks together.  [default: 1024]")
+@option("--memory-limit", type=Size(), default=None, help="Memory that a rank may take in all, such as 2G; rows "
+        "that do not fit are read as training goes.")
 @option("--epochs", type=POSITIVE, default=10, help="Passes over the data.")
 @option("--steps", type=POSITIVE, default=None, help="Steps, instead of --epochs.")
 @option("--step-size", type=Finite(min=0, min_open=True), default=None,
@@ -127,7 +242,9 @@ def train(comm: Any, console: Any, **arguments: Any) -> Any:
 
 @root.command(cls=RanksVerb)
 @click.argument("model", type=PATH)
-@click.argument("data", type=PATH)
+@data_argument
+@x_key
+@y_key
 def evaluate(comm: Any, console: Any, **arguments: Any) -> Any:
     """How good MODEL is on the data set DATA."""
     from dml_hpc.commands import evaluate
@@ -137,7 +254,9 @@ def evaluate(comm: Any, console: Any, **arguments: Any) -> Any:
 
 @root.command(cls=RanksVerb)
 @click.argument("model", type=PATH)
-@click.argument("data", type=PATH)
+@data_argument
+@x_key
+@y_key
 @output
 @overwrite
 def predict(comm: Any, console: Any, **arguments: Any) -> Any:
@@ -148,7 +267,8 @@ def predict(comm: Any, console: Any, **arguments: Any) -> Any:
 
 
 @root.command(cls=RanksVerb)
-@click.argument("data", type=PATH)
+@data_argument
+@x_key
 @output
 @option("-k", "--k", "k", type=POSITIVE, required=True, metavar="N", help="Singular triplets to compute.")
 @allreduce("hierarchical")

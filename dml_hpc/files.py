@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -23,6 +24,17 @@ HDF5_ERRORS = (OSError, KeyError, RuntimeError, AttributeError, ValueError, Type
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type when it has none."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def file_sha256(path: Path, most_bytes: int | None = None) -> str:
+    """Return the SHA-256 of a file's bytes, or of its first ``most_bytes``, in hexadecimal."""
+    digest = hashlib.sha256()
+    left = path.stat().st_size if most_bytes is None else most_bytes
+    with path.open("rb", buffering=0) as file:
+        while left > 0 and (chunk := file.read(min(left, 1 << 20))):
+            digest.update(chunk)
+            left -= len(chunk)
+    return digest.hexdigest()
 
 
 def check_output(path: str | os.PathLike[str], overwrite: bool, folder: bool = False) -> Path:
@@ -62,7 +74,7 @@ def replaced_file(path: Path) -> Iterator[Path]:
 
     An `OSError` inside, such as a full disk, becomes a `UserError`.
     """
-    with _one_line(path):
+    with one_line(path):
         handle, name = tempfile.mkstemp(prefix=PREFIX, suffix=".partial", dir=path.absolute().parent)
         os.close(handle)
         partial = Path(name)
@@ -85,7 +97,7 @@ def replaced_folder(path: Path) -> Iterator[Path]:
     a `UserError`.
     """
     parent = path.absolute().parent
-    with _one_line(path):
+    with one_line(path):
         partial = Path(tempfile.mkdtemp(prefix=PREFIX, suffix=".partial", dir=parent))
         try:
             yield partial
@@ -114,16 +126,17 @@ def _swap(partial: Path, path: Path, old: Path) -> None:
 
 
 @contextmanager
-def _one_line(path: Path) -> Iterator[None]:
+def one_line(what: Path | str) -> Iterator[None]:
+    """Turn what the system says in the block (a full disk, no permission) into a `UserError`: cannot write ``what``."""
     try:
         yield
     except (OSError, RuntimeError) as error:
         if not isinstance(error, OSError) and not _errno(error):
             raise
-        raise _cannot_write(path, error) from None
+        raise _cannot_write(what, error) from None
 
 
-def _cannot_write(path: Path, error: Exception) -> UserError:
+def _cannot_write(path: Path | str, error: Exception) -> UserError:
     number = _errno(error)
     return UserError(f"cannot write {path}: {os.strerror(number) if number else first_line(error)}")
 

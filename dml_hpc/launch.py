@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import NamedTuple
 
 
@@ -32,6 +33,14 @@ def launch() -> Launch:
         if rank.isdigit() and size.isdigit() and (not rank_key.startswith("SLURM") or in_step):
             return Launch(int(rank), int(size), launcher)
     return Launch(0, 1, "")
+
+
+_OF_A_RANK = re.compile(r"PMI_|PMIX_|MPI_LOCAL|OMPI_(COMM|UNIVERSE|FILE)_|PRTE_LAUNCHED|HYDI?_|GFORKER_")
+
+
+def environment_of_no_rank() -> dict[str, str]:
+    """Return the environment for a process that must not believe to be the rank that starts it."""
+    return {key: value for key, value in os.environ.items() if not _OF_A_RANK.match(key)}
 
 
 _LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE")

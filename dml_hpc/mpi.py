@@ -6,10 +6,12 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dml_hpc.errors import EXIT_JOB, EXIT_USER, AgreedError, JobError, Stopped, UserError
+from dml_hpc.files import replaced_folder
 from dml_hpc.launch import launch, share_cores
 from dml_hpc.supervise import last_word, supervised
 from dml_hpc.watch import DEFAULT_DEADLINE_S, watching
@@ -77,6 +79,31 @@ def _run(body: Callable[[Intracomm], int], deadline_s: float, failure: tuple[str
         return _end(comm, EXIT_JOB)
 
 
+class Alone:
+    """The communicator of a process that no launcher started: for work that needs MPI only when it is shared."""
+
+    rank, size = 0, 1
+
+    def allgather(self, item: Any) -> list[Any]:
+        """Return ``[item]``."""
+        return [item]
+
+    def gather(self, item: Any) -> list[Any]:
+        """Return ``[item]``."""
+        return [item]
+
+    def bcast(self, item: Any) -> Any:
+        """Return ``item``."""
+        return item
+
+    def allreduce(self, item: Any) -> Any:
+        """Return ``item``, the sum of one."""
+        return item
+
+    def Barrier(self) -> None:  # noqa: N802 -- as communicators call it
+        """Wait for nobody."""
+
+
 def _complain(comm: Intracomm, what: str) -> None:
     who = f"rank {comm.rank} of {comm.size}: " if comm.size > 1 else ""
     sys.stdout.flush()
@@ -117,7 +144,7 @@ def world() -> Intracomm:
 
 
 @contextmanager
-def agreed(comm: Intracomm) -> Iterator[None]:
+def agreed(comm: Intracomm | Alone) -> Iterator[None]:
     """Check locally, fail together: a block that may fail on some ranks, and holds no collective of its own.
 
     Every rank must enter the block. When it raises on any of them, all of them raise `AgreedError` with the
@@ -136,7 +163,7 @@ def agreed(comm: Intracomm) -> Iterator[None]:
     agree(comm, failure)
 
 
-def agree(comm: Intracomm, failure: tuple[str, int] | None) -> None:
+def agree(comm: Intracomm | Alone, failure: tuple[str, int] | None) -> None:
     """Collective: raise `AgreedError` on every rank when any rank brings a failure ``(message, exit code)``."""
     failures = comm.allgather(failure)
     for rank, found in enumerate(failures):
@@ -151,13 +178,27 @@ def describe(error: OSError) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def on_root(comm: Intracomm, make: Callable[[], Any]) -> Any:
+def on_root(comm: Intracomm | Alone, make: Callable[[], Any]) -> Any:
     """Collective: run ``make()`` on rank 0 and return its result (pickled) on every rank, failing together."""
     result = None
     with agreed(comm):
         if comm.rank == 0:
             result = make()
     return comm.bcast(result)
+
+
+@contextmanager
+def shared_folder(comm: Intracomm | Alone, path: Path) -> Iterator[Path]:
+    """Collective: yield a new folder that all ranks may fill; it takes ``path``'s place when all have left the block.
+
+    See `dml_hpc.files.replaced_folder`. What one rank alone raises inside ends the job; see `agreed`.
+    """
+    with ExitStack() as stack:
+        folder = on_root(comm, lambda: stack.enter_context(replaced_folder(path)))
+        yield folder
+        comm.Barrier()
+        with agreed(comm):
+            stack.close()
 
 
 def gather_rows(comm: Intracomm, rows: np.ndarray) -> np.ndarray:
@@ -190,6 +231,15 @@ def first_on_node(comm: Intracomm) -> Iterator[None]:
         yield
         if node.rank == 0:
             node.Barrier()
+    finally:
+        node.Free()
+
+
+def ranks_on_node(comm: Intracomm) -> int:
+    """Collective: return how many ranks share this rank's node."""
+    node = comm.Split_type(_shared())
+    try:
+        return node.size
     finally:
         node.Free()
 

@@ -47,6 +47,19 @@ class Sizes(Names):
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
+class Size(Sizes):
+    """A byte count: ``512M``; K, M and G are powers of 1024."""
+
+    name = "BYTES"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the size in bytes."""
+        sizes = super().convert(value, param, ctx) if isinstance(value, str) else (value,)
+        if len(sizes) != 1 or type(sizes[0]) is not int or sizes[0] < 1:
+            self.fail(f"{value!r} is no number of bytes (such as 512M, 4G)", param, ctx)
+        return sizes[0]
+
+
 class Finite(click.FloatRange):
     """A number in a range; neither NaN nor infinite."""
 

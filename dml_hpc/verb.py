@@ -15,7 +15,7 @@ import click
 from dml_hpc import __version__
 from dml_hpc.config import read_config
 from dml_hpc.console import Console
-from dml_hpc.errors import EXIT_OK, EXIT_USER, JobError, Stopped, UserError, did_you_mean
+from dml_hpc.errors import EXIT_OK, EXIT_USER, AgreedError, JobError, Stopped, UserError, did_you_mean
 from dml_hpc.launch import launch
 from dml_hpc.parameters import Finite, fits, wanted
 from dml_hpc.supervise import stop_on_signals
@@ -176,6 +176,20 @@ class RanksVerb(Verb):
         return guarded(body, ctx.params.pop("deadline"))
 
 
+class SharedVerb(RanksVerb):
+    """A verb that ranks share when there are any; one process alone does its work without starting MPI."""
+
+    def invoke(self, ctx: click.Context) -> int:
+        """Run the verb on this rank and return its exit code."""
+        if launch().size > 1:
+            return super().invoke(ctx)
+        from dml_hpc.mpi import Alone
+
+        ctx.params.pop("deadline")
+        callback, finish, arguments = self._prepare(ctx)
+        return finish(callback(Alone(), Console(**arguments), **ctx.params), 0, 1)
+
+
 def run(root: click.Group, arguments: list[str] | None) -> int:
     """Parse and run; a mistake on the command line is one line on stderr, from one rank, and exit code 2."""
     stop_on_signals()
@@ -191,7 +205,7 @@ def run(root: click.Group, arguments: list[str] | None) -> int:
         if launch().size > 1 and context is not None and isinstance(context.command, RanksVerb):
             return _all_leave(line)
         return _complain(line, EXIT_USER)
-    except (UserError, JobError) as error:
+    except (UserError, JobError, AgreedError) as error:
         return _complain(str(error), error.exit_code)
     except OSError as error:
         from dml_hpc.mpi import describe

@@ -6,30 +6,51 @@ from pathlib import Path
 
 import numpy as np
 
+from dml_hpc.data.csr import Csr
 from dml_hpc.data.manifest import Column, Label, Manifest
-from dml_hpc.data.shard import ShardWriter
+from dml_hpc.data.source import About
+from dml_hpc.data.statistics import Moments
+from dml_hpc.data.writer import open_writer
 
 
-def write_dataset(folder: Path, X: np.ndarray, y: np.ndarray, shard_rows: list[int], dtype: str = "float32") -> Path:
+class ArraySource:
+    """The rows of an array, or of sparse rows, in memory."""
+
+    def __init__(self, X: np.ndarray | Csr, y: np.ndarray, **about):
+        self.kind = "csr" if isinstance(X, Csr) else "dense"
+        self.X, self.y = X, np.asarray(y, float)
+        self.rows, self.features = X.shape
+        self.about = About(**about)
+
+    def read(self, start: int, stop: int):
+        return self.X[start:stop], self.y[start:stop]
+
+
+def write_dataset(folder: Path, X: np.ndarray | Csr, y: np.ndarray, shard_rows: list[int], dtype: str = "float32",
+                  compression: str | None = None) -> Path:
     """Write ``X`` (rows, features) and ``y`` (rows,) as numeric features into shards of the given sizes."""
     folder.mkdir()
-    X, y = np.asarray(X, dtype), np.asarray(y, float)
-    names = [f"x{j}" for j in range(X.shape[1])]
-    entries, start = [], 0
+    kind = "csr" if isinstance(X, Csr) else "dense"
+    X, y = X if isinstance(X, Csr) else np.asarray(X, dtype), np.asarray(y, float)
+    features = X.shape[1]
+    entries, start, moments = [], 0, Moments(features)
     for number, rows in enumerate(shard_rows):
-        with ShardWriter(folder / f"part-{number:05d}.h5", rows, X.shape[1], dtype) as shard:
+        with open_writer(folder / f"part-{number:05d}.h5", kind, rows, features, dtype, compression) as shard:
             shard.append(X[start:start + rows], y[start:start + rows])
-            entries.append(shard.finish())
+            shard.close()
+            entries.append(shard.entry())
+        moments.add(X[start:start + rows])
         start += rows
     assert start == len(y)
-    wide = X.astype(np.float64)
-    stats = [(wide.mean(0), wide.std(0), wide.min(0), wide.max(0)) if len(y) else (np.zeros(X.shape[1]),) * 4]
-    mean, deviation, minimum, maximum = (part.tolist() for part in stats[0])
+    statistics = moments.statistics(len(y), None, None)
+    for figures in (statistics.mean, statistics.deviation, statistics.minimum, statistics.maximum):
+        figures[~np.isfinite(figures)] = 0  # of rows that no import would write
+    names = [f"x{j}" for j in range(features)]
     values = np.unique(y).tolist()
     Manifest(
-        kind="dense", dtype=dtype, rows=len(y), features=X.shape[1], nonzeros=int(np.count_nonzero(X)),
-        feature_names=names, numeric=[True] * X.shape[1], mean=mean, deviation=deviation, minimum=minimum,
-        maximum=maximum, missing=[0] * X.shape[1], columns=[Column(name, "numeric") for name in names],
-        label=Label("label", values if len(values) <= 100 else None), shards=entries,
+        kind=kind, dtype=dtype, rows=len(y), features=features, nonzeros=sum(entry.nonzeros for entry in entries),
+        feature_names=names, statistics=statistics,
+        columns=[Column(name, "numeric") for name in names],
+        label=Label("label", values if len(values) <= 100 else None), shards=entries, compression=compression,
     ).write(folder)
     return folder

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+from dml_hpc.launch import environment_of_no_rank
+
 OK, ABSENT, BROKEN = "ok", "absent", "broken"
 TIMEOUT_S = 60.0
 
@@ -49,12 +51,10 @@ class Outcome(NamedTuple):
 
 def call(command: list[str], timeout_s: float = TIMEOUT_S) -> Outcome:
     """Run a command as no part of any MPI job; it and its children are killed when the time is up."""
-    # Doctor may itself have been started by mpirun: what it starts must not believe to be that rank.
-    clean = {key: value for key, value in os.environ.items() if not _OF_A_RANK.match(key)}
     try:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE, text=True, errors="replace", env=clean,
-                                   start_new_session=True)
+                                   stderr=subprocess.PIPE, text=True, errors="replace",
+                                   env=environment_of_no_rank(), start_new_session=True)
     except OSError as error:
         return Outcome(127, "", f"{command[0]}: {error.strerror}")
     try:
@@ -65,9 +65,6 @@ def call(command: list[str], timeout_s: float = TIMEOUT_S) -> Outcome:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         return Outcome(None, "", "")
-
-
-_OF_A_RANK = re.compile(r"PMI_|PMIX_|MPI_LOCAL|OMPI_(COMM|UNIVERSE|FILE)_|PRTE_LAUNCHED|HYDI?_|GFORKER_")
 
 
 def python(code: str) -> Outcome:

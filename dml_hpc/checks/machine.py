@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -12,6 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dml_hpc.checks.check import ABSENT, BROKEN, OK, Check, call, python
+from dml_hpc.errors import UserError
+from dml_hpc.files import PREFIX, replaced_file, replaced_folder
 
 
 def check_python() -> Check:
@@ -37,18 +38,39 @@ print(h5py.__version__, "with HDF5", h5py.version.hdf5_version)
 
 
 def check_locking() -> Check:
-    """File locks in the working directory, which HDF5 asks for when it opens a file."""
+    """Whether HDF5 can lock a file that it writes in the current folder; files are read without locks anywhere."""
     setting = os.environ.get("HDF5_USE_FILE_LOCKING")
     if setting is not None and setting.upper() in ("FALSE", "0", "BEST_EFFORT"):
         return Check("file locking", OK, f"HDF5_USE_FILE_LOCKING={setting}")
     folder = os.getcwd() if os.access(".", os.W_OK) else tempfile.gettempdir()
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return Check("file locking", BROKEN, f"{folder}: {error.strerror}; HDF5 may fail to open files there",
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder) as place:
+        done = python(f"import h5py; h5py.File({str(Path(place, 'doctor.h5'))!r}, 'w', locking=True).close()")
+    if done.code != 0:
+        return Check("file locking", BROKEN, f"{folder}: {done.reason}; reading takes no locks, writing does",
                      "export HDF5_USE_FILE_LOCKING=FALSE")
-    return Check("file locking", OK, f"locks work in {folder}")
+    return Check("file locking", OK, f"HDF5 locks what it writes in {folder}; reading takes no locks")
+
+
+def check_current_folder() -> Check:
+    """Whether a file or folder can be made in the current folder and take the place of another at once."""
+    folder = Path.cwd()
+    try:
+        with tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder) as scratch:
+            for _ in range(2):  # first nothing is there, then something is
+                with replaced_file(Path(scratch, "file")) as partial:
+                    partial.write_bytes(b"whole")
+                with replaced_folder(Path(scratch, "folder")) as partial:
+                    (partial / "file").write_bytes(b"whole")
+            for path in (Path(scratch, "file"), Path(scratch, "folder", "file")):
+                if path.read_bytes() != b"whole":
+                    return Check("current folder", BROKEN, f"{path} lost what was written", ELSEWHERE)
+    except (OSError, UserError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return Check("current folder", BROKEN, f"outputs cannot be written in {folder}: {reason}", ELSEWHERE)
+    return Check("current folder", OK, f"outputs appear whole in {folder}")
+
+
+ELSEWHERE = "cd to a folder that you can write, or name one with -o"
 
 
 def check_numba() -> Check:

@@ -33,10 +33,11 @@ class Clock:
         """Set the mark: what has passed since the last one belongs to nobody."""
         self._mark = time.perf_counter()
 
-    def lap(self, phase: str) -> None:
-        """Count the time since the mark as ``phase`` and set the mark."""
+    def lap(self, phase: str, read_s: float = 0.0) -> None:
+        """Count the time since the mark as ``phase``, ``read_s`` of it as reading, and set the mark."""
         now = time.perf_counter()
-        self.seconds[phase] += now - self._mark
+        self.seconds[phase] += now - self._mark - read_s
+        self.seconds["read"] += read_s
         self._mark = now
 
     def meet(self, compute_s: float = 0.0) -> None:

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from dml_hpc.comm import ALLREDUCES, COMPRESSIONS, REDUCERS
 from dml_hpc.comm.addends import Addends, differing
 from dml_hpc.comm.elements import DTYPES, storage
-from dml_hpc.comm.node_memory import free_bytes
 from dml_hpc.comm.reducer import Reducer
 from dml_hpc.comm.topology import node_of
 from dml_hpc.comm.wire import measure
 from dml_hpc.commands.contestants import Contestant, own, peers
 from dml_hpc.errors import EXIT_JOB, UserError, did_you_mean
 from dml_hpc.files import check_output, replaced_file
+from dml_hpc.memory import free_bytes
 from dml_hpc.mpi import agreed, on_root
 from dml_hpc.reports.allreduce import Measured, limit_bus_bandwidth, models, rows, show, wires
 from dml_hpc.reports.timing import calls_per_timing, interleave

@@ -12,9 +12,9 @@ from dml_hpc.console import Console
 from dml_hpc.errors import EXIT_JOB, EXIT_OK
 
 _OF_THE_LIBRARY = (mpi.check_mpi4py, mpi.check_launcher, mpi.check_two_ranks, mpi.check_threads)
-_OF_THE_REST = (machine.check_hdf5, machine.check_locking, machine.check_numba, machine.check_pyarrow,
-                machine.check_matplotlib, machine.check_horovod, machine.check_gpu, machine.check_shared_memory,
-                machine.check_cores, machine.check_slurm)
+_OF_THE_REST = (machine.check_hdf5, machine.check_current_folder, machine.check_locking, machine.check_numba,
+                machine.check_pyarrow, machine.check_matplotlib, machine.check_horovod, machine.check_gpu,
+                machine.check_shared_memory, machine.check_cores, machine.check_slurm)
 
 
 def run(console: Console) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dml_hpc.commands.opening import named
 from dml_hpc.commands.scoring import open_fitted, score_blocks, warm_up
 from dml_hpc.console import Console
 from dml_hpc.errors import UserError
@@ -18,15 +20,16 @@ if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
 
-def run(comm: Intracomm, console: Console, model: Path, data: Path) -> dict[str, Any]:
+def run(comm: Intracomm, console: Console, model: Path, data: Sequence[Path], x_key: str | None,
+        y_key: str | None) -> dict[str, Any]:
     """Collective: score the data set on all ranks; return the keys of the ``--json`` object on every rank.
 
     Scores and targets meet on rank 0, as the area under the curve needs them sorted together.
     """
+    fitted = open_fitted(comm, model, data, x_key, y_key)
     with agreed(comm):
-        fitted = open_fitted(model, data)
         if fitted.dataset.rows == 0:
-            raise UserError(f"{data} has no rows to evaluate on")
+            raise UserError(f"{named(data)} has no rows to evaluate on")
     objective, classes, kind = fitted.objective, fitted.model.classes, fitted.model.weights.dtype
     start_compiler()
     with first_on_node(comm):
@@ -43,9 +46,9 @@ def run(comm: Intracomm, console: Console, model: Path, data: Path) -> dict[str,
     rows = fitted.dataset.rows
     work_s = max(comm.allgather(time.perf_counter() - started))
     result = {"rows": rows, "loss": total / rows, **metrics, "objective": objective.name, "model": str(model),
-              "data": str(data), "weights_digest": fitted.model.digest, "work_s": work_s}
+              "data": named(data), "weights_digest": fitted.model.digest, "work_s": work_s}
     shown = {"log-loss" if objective.name == "logistic" else "loss": result["loss"], "AUC": metrics["auc"],
              "accuracy": metrics["accuracy"], "RMSE": metrics["rmse"], "R²": metrics["r2"]}
-    console.say(f"evaluate {model} on {data}: {rows:,} rows, " +
+    console.say(f"evaluate {model} on {named(data)}: {rows:,} rows, " +
                 ", ".join(f"{name} {value:.4f}" for name, value in shown.items() if value is not None))
     return result

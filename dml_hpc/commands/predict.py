@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 
-from dml_hpc.commands.scoring import BLOCK_ROWS, Fitted, open_fitted, score_blocks, warm_up
+from dml_hpc.commands.opening import named
+from dml_hpc.commands.scoring import Fitted, block_rows, open_fitted, score_blocks, warm_up
 from dml_hpc.console import Console
 from dml_hpc.files import check_output, replaced_file
 from dml_hpc.kernels import start_compiler
@@ -22,15 +23,18 @@ if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
 
-def run(comm: Intracomm, console: Console, model: Path, data: Path, output: Path, overwrite: bool) -> dict[str, Any]:
+def run(comm: Intracomm, console: Console, model: Path, data: Sequence[Path], x_key: str | None, y_key: str | None,
+        output: Path, overwrite: bool) -> dict[str, Any]:
     """Collective: write ``score`` and what the objective predicts from it, each (rows,), to the HDF5 file ``output``.
 
     Ranks score their rows and send them block by block to rank 0, which writes: memory does not grow with the
     data, and no parallel HDF5 is needed. Returns the keys of the ``--json`` object on every rank.
     """
+    fitted = open_fitted(comm, model, data, x_key, y_key)
     with agreed(comm):
-        fitted = open_fitted(model, data)
-        fitted.dataset.pieces(*split(fitted.dataset.rows, comm.size, comm.rank))  # opens this rank's shards
+        own = split(fitted.dataset.rows, comm.size, comm.rank)
+        for first, _ in fitted.dataset.ranges(*own):
+            fitted.dataset.shard(fitted.dataset.place(first)[0])  # what cannot be opened shows before any work
         if comm.rank == 0:
             check_output(output, overwrite)
     start_compiler()
@@ -46,7 +50,7 @@ def run(comm: Intracomm, console: Console, model: Path, data: Path, output: Path
     work_s = max(comm.allgather(time.perf_counter() - started))
     names = ["score", *fitted.objective.predictions(np.empty(0, fitted.model.weights.dtype), fitted.model.classes)]
     console.say(f"predict  {rows:,} rows → {output} ({', '.join(names)})")
-    return {"rows": rows, "output": str(output), "datasets": names, "model": str(model), "data": str(data),
+    return {"rows": rows, "output": str(output), "datasets": names, "model": str(model), "data": named(data),
             "objective": fitted.objective.name, "weights_digest": fitted.model.digest, "work_s": work_s}
 
 
@@ -76,7 +80,7 @@ def _blocks(comm: Intracomm, fitted: Fitted, rank: int) -> Iterator[np.ndarray]:
             yield scores
         return
     start, stop = split(fitted.dataset.rows, comm.size, rank)
-    for first, last in fitted.dataset.ranges(start, stop, BLOCK_ROWS):
+    for first, last in fitted.dataset.ranges(start, stop, block_rows(fitted.dataset)):
         scores = np.empty(last - first, fitted.model.weights.dtype)
         comm.Recv(scores, rank)
         yield scores

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dml_hpc.commands import reducing
-from dml_hpc.data.dataset import open_dataset
+from dml_hpc.commands.opening import named, open_data
 from dml_hpc.decomposition.svd.gram import SvdResult, truncated_svd
 from dml_hpc.files import check_output
 from dml_hpc.mpi import agreed
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 ROWS_SHOWN = 20
 
 
-def run(comm: Intracomm, console: Console, data: Path, output: Path, k: int, allreduce: str,
-        tuning: Path | None, overwrite: bool) -> dict[str, Any]:
+def run(comm: Intracomm, console: Console, data: Sequence[Path], x_key: str | None, output: Path, k: int,
+        allreduce: str, tuning: Path | None, overwrite: bool) -> dict[str, Any]:
     """Collective: factorise ``data`` and write the ``k`` largest triplets to ``output``.
 
     Returns the ``--json`` keys. ``allreduce`` names the reducer that sums the ranks' parts. Times are in
@@ -35,9 +36,9 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, k: int, all
     started = time.perf_counter()
     with agreed(comm):
         reducing.check(allreduce, tuning, output, comm.rank)
-        dataset = open_dataset(data)
         if comm.rank == 0:
             check_output(output, overwrite)
+    dataset = open_data(comm, data, x_key, None, labels=False)
     found = truncated_svd(comm, dataset, k, reducing.opener(console, allreduce, tuning=tuning), console)
     with agreed(comm):
         if comm.rank == 0:
@@ -55,7 +56,7 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, k: int, all
         "passes_over_data": found.passes_over_data,
         "allreduce": allreduce,
         "allreduce_used": found.allreduce,
-        "data": str(data),
+        "data": named(data),
         "rows": dataset.rows,
         "features": dataset.features,
         "output": str(output),

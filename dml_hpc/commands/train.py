@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,20 +11,23 @@ import numpy as np
 
 from dml_hpc.comm.clock import Clock
 from dml_hpc.commands import reducing
+from dml_hpc.commands.opening import check_resident, most_row_bytes, named, open_data
 from dml_hpc.console import Console
 from dml_hpc.data.batches import Batches, RandomShare
-from dml_hpc.data.dataset import Dataset, open_dataset
+from dml_hpc.data.dataset import Dataset, no_rows
+from dml_hpc.data.reading import Reader, Resident, open_reader
 from dml_hpc.errors import AgreedError, UserError
 from dml_hpc.files import check_output
-from dml_hpc.kernels import start_compiler
-from dml_hpc.mpi import agreed, first_on_node
+from dml_hpc.kernels import computable, start_compiler
+from dml_hpc.memory import peak_bytes
+from dml_hpc.mpi import agreed, first_on_node, ranks_on_node
 from dml_hpc.objectives import open_objective
-from dml_hpc.objectives.scaling import identity, standardising
+from dml_hpc.objectives.scaling import identity, of_sparse, standardising
 from dml_hpc.optim.schedules import Schedule
 from dml_hpc.store.model import LinearModel, weights_digest, write_model
 from dml_hpc.trainers.averaging import train_average
 from dml_hpc.trainers.gradient import MOST_ROWS, FixedPointGradient, FloatGradient
-from dml_hpc.trainers.problem import Problem, compile_kernels, open_arrays
+from dml_hpc.trainers.problem import Problem, compile_kernels
 from dml_hpc.trainers.sync import train_sync
 
 if TYPE_CHECKING:
@@ -36,7 +40,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 """What an option means when it is not given, by algorithm."""
 
 
-def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objective: str, algorithm: str,
+def run(comm: Intracomm, console: Console, data: Sequence[Path], output: Path, *, x_key: str | None,
+        y_key: str | None, memory_limit: int | None, objective: str, algorithm: str,
         allreduce: str, tuning: Path | None, fan_in: int, batch_size: int | str | None, epochs: int, steps: int | None,
         step_size: float | None, schedule: str | None, momentum: float | None, warmup: float | None, l2: float,
         intercept: bool, scale: bool, shuffle: bool, seed: int, dtype: str, reproducible: bool,
@@ -48,6 +53,7 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
     the ``--json`` object on every rank.
     """
     goal = open_objective(objective)
+    dataset = open_data(comm, data, x_key, y_key, statistics=scale)
     with agreed(comm):
         settings = _settings(algorithm, batch_size=batch_size, step_size=step_size, schedule=schedule,
                              momentum=momentum, warmup=warmup)
@@ -60,9 +66,11 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
         if reproducible and algorithm == "average":
             raise UserError("--reproducible: what averaging learns depends on the number of ranks by its nature; use "
                             "--algorithm sync")
-        dataset = open_dataset(data)
         if dataset.rows == 0:
-            raise UserError(f"{data} has no rows to train on")
+            raise UserError(f"{named(data)} has no rows to train on")
+        if dataset.kind != "dense" and algorithm == "average":
+            raise UserError(f"{named(data)} holds sparse rows, which --algorithm average does not take; use sync, or "
+                            "import with --layout dense")
         label = dataset.manifest.label
         classes = goal.classes(label.name, label.values)
         if comm.rank == 0:
@@ -74,19 +82,17 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
     kind, stored = np.dtype(dtype), np.dtype(dataset.manifest.dtype)
     start_compiler()
     with first_on_node(comm):  # the first rank fills Numba's cache, the others load it
-        batches = Batches(dataset, rows_a_step, comm.rank, comm.size, seed, shuffle)
+        batches = Batches(dataset, rows_a_step, comm.rank, comm.size, seed, shuffle,
+                          dataset.chunk_rows)
         scaling = _scaling(dataset, scale, intercept, kind)
-        problem = Problem(goal, batches, scaling, {}, dataset.offsets, dataset.rows, dataset.features, l2, kind)
-        compile_kernels(problem, stored, sequential, reproducible)
+        problem = Problem(goal, batches, scaling, dataset.rows, dataset.features, l2, kind)
+        compile_kernels(problem, no_rows(dataset, computable(stored, kind)), sequential, reproducible)
     share = RandomShare(dataset.rows, comm.rank, comm.size, seed, shuffle)
-    with agreed(comm):
-        # Averaging deals rows at random, wherever they are stored; batches take a contiguous range.
-        shards = range(len(dataset.manifest.shards)) if sequential else batches.shards
-        problem.arrays = open_arrays(dataset, shards, goal, classes, kind)
+    reader = _reader(comm, dataset, problem, classes, sequential, memory_limit)
     steps_per_epoch = share.steps if sequential else batches.steps
     all_steps = steps_per_epoch * epochs if steps is None else steps
 
-    console.say(f"train    {objective} on {data}: {dataset.rows:,} rows × {dataset.features} features, "
+    console.say(f"train    {objective} on {named(data)}: {dataset.rows:,} rows × {dataset.features} features, "
                 f"{comm.size} rank{'s' * (comm.size > 1)}, {algorithm} with the {allreduce} all-reduce")
     weights = np.zeros(dataset.features + 1, kind)
     clock = Clock(steps_per_epoch)
@@ -96,27 +102,30 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
 
     gradient = FixedPointGradient(problem) if reproducible else FloatGradient(problem)
     open_reducer = reducing.opener(console, allreduce, fan_in, tuning, compressing)
-    with (open_reducer(comm, dataset.features + 2, dtype) if sequential else
-          open_reducer(comm, dataset.features + 1 + gradient.extra, gradient.dtype, weights=dtype)) as reducer:
+    with reader, (open_reducer(comm, dataset.features + 2, dtype) if sequential else
+                  open_reducer(comm, dataset.features + 1 + gradient.extra, gradient.dtype, weights=dtype)) as reducer:
         if compressing is not None and reducer.compression is None:
             console.say(f"         the vector is no larger than what {compression} would send: it is sent as it is")
         bar = console.bar(all_steps, "training")
         started = time.perf_counter()
         if sequential:
-            losses = train_average(reducer, problem, share, weights, settings["step_size"], all_steps, clock, on_step)
+            losses = train_average(reducer, problem, reader, dataset.offsets, share, weights, settings["step_size"],
+                                   all_steps, clock, on_step)
         else:
             plan = Schedule(settings["schedule"], settings["step_size"], all_steps, batches.steps, settings["warmup"])
-            losses = train_sync(reducer, problem, gradient, weights, plan, settings["momentum"], clock, on_step)
+            losses = train_sync(reducer, problem, reader, gradient, weights, plan, settings["momentum"], clock,
+                                on_step)
         work_s = time.perf_counter() - started
         bytes_sent, summed_by, choice, sent_as = reducer.bytes_sent, reducer.name, reducer.choice, reducer.compression
     raw = scaling.fold(weights, np.empty_like(weights))
-    loss = _final_loss(comm, problem, raw)
+    loss = _final_loss(comm, problem, reader, raw)
     bar.close(f"loss {loss:.4f}")
     digest = _same_everywhere(comm, raw)
 
     examples = round(dataset.rows * all_steps / steps_per_epoch)
     own_rows = share.count if sequential else batches.count
-    splits = comm.allgather({**clock.seconds, "rows": own_rows, "work_s": work_s, "bytes_sent": bytes_sent})
+    splits = comm.allgather({**clock.seconds, "rows": own_rows, "work_s": work_s, "bytes_sent": bytes_sent,
+                             "rows_are": reader.how, "peak_bytes": peak_bytes()})
     work_s = max(split["work_s"] for split in splits)
     result = {
         "objective": objective, "algorithm": algorithm, "allreduce": allreduce, "allreduce_used": summed_by,
@@ -125,7 +134,7 @@ def run(comm: Intracomm, console: Console, data: Path, output: Path, *, objectiv
         "examples_per_s": examples / work_s, "loss": loss, "losses": losses, "weights_digest": digest,
         "time_split": {key: max(split[key] for split in splits)
                        for key in ("read", "compute", "communicate", "wait")},
-        "work_s": work_s, "per_rank": splits, "data": str(data), "model": str(output), "rows": dataset.rows,
+        "work_s": work_s, "per_rank": splits, "data": named(data), "model": str(output), "rows": dataset.rows,
         "features": dataset.features, **settings, "l2": l2, "intercept": intercept, "scale": scale,
         "shuffle": shuffle, "seed": seed, "dtype": dtype, "reproducible": reproducible,
         "compression": None if compressing is None else compression, "compression_used": sent_as,
@@ -169,14 +178,33 @@ def _settings(algorithm: str, **given: Any) -> dict[str, Any]:
 def _scaling(dataset: Dataset, scale: bool, intercept: bool, dtype: np.dtype) -> Any:
     if not scale:
         return identity(dataset.features, intercept, dtype)
-    manifest = dataset.manifest
-    return standardising(np.array(manifest.mean), np.array(manifest.deviation), np.array(manifest.numeric, bool),
-                         intercept, dtype)
+    figures = dataset.manifest.statistics
+    assert figures is not None, "opened with statistics"
+    if dataset.kind == "csr":
+        return of_sparse(figures.minimum, figures.maximum, figures.numeric, intercept, dtype)
+    return standardising(figures.mean, figures.deviation, figures.numeric, intercept, dtype)
 
 
-def _final_loss(comm: Intracomm, problem: Problem, raw: np.ndarray) -> float:
+def _reader(comm: Intracomm, dataset: Dataset, problem: Problem, classes: list[float] | None, sequential: bool,
+            memory_limit: int | None) -> Reader:
+    """Collective: open what gives this rank its rows."""
+    node_ranks = ranks_on_node(comm)
+
+    def targets(y: np.ndarray) -> np.ndarray:
+        return problem.objective.targets(y, classes, problem.dtype)
+
+    with agreed(comm):
+        most_bytes = most_row_bytes(dataset, problem.batches, node_ranks, memory_limit)
+        if not sequential:
+            return open_reader(dataset, problem.batches, targets, problem.dtype, most_bytes)
+        # Averaging deals rows at random, wherever they are stored; batches take a contiguous range.
+        check_resident(dataset, problem.dtype, most_bytes)
+        return Resident(dataset, problem.batches, range(len(dataset.manifest.shards)), targets, problem.dtype)
+
+
+def _final_loss(comm: Intracomm, problem: Problem, reader: Reader, raw: np.ndarray) -> float:
     """Return the mean loss of all rows under the final weights, without the penalty: one more pass over the data."""
-    own = problem.loss_and_gradient(problem.batches.everything(), raw, np.zeros_like(raw))
+    own = problem.loss_and_gradient(reader.everything(), raw, np.zeros_like(raw))
     loss = comm.allreduce(own) / problem.rows
     if not (np.isfinite(loss) and np.isfinite(raw).all()):
         raise AgreedError(f"training ended with a loss of {loss} and weights that are not all finite: the step size is "

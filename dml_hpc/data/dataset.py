@@ -1,48 +1,117 @@
-"""A data set folder, opened: its manifest, and any range of its rows as arrays."""
+"""A data set, opened: its manifest, and any range of its rows as arrays."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dml_hpc.data.manifest import Manifest, read_manifest
-from dml_hpc.data.shard import file_sha256, open_shard
+from dml_hpc.data.csr import Csr, index_dtype
+from dml_hpc.data.manifest import FILE, MOST_VALUES, Label, Manifest, ShardEntry, check_head, read_manifest
+from dml_hpc.data.shard import DEFAULT_KEYS, CsrShard, Keys, RatingsShard, Shard, open_ratings, open_shard
+from dml_hpc.data.statistics import Moments
+from dml_hpc.data.writer import CHUNK_BYTES
 from dml_hpc.errors import UserError
+from dml_hpc.layout import split
+from dml_hpc.mpi import Alone, agreed, on_root
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
+MOST_OPEN = 128
+"""Shards open at a time; a process may open only so many files."""
+BLOCK_BYTES = 4 << 20
+MOST_ITEM_BYTES = 8
+PARTIAL_BYTES = 256 << 20
+"""Of statistics that ranks hold before they are merged."""
 
 
 class Piece(NamedTuple):
     """Rows of one shard: ``X`` (count, features) and ``y`` (count,); ``first`` is the global number of their first."""
 
-    X: np.ndarray
+    X: np.ndarray | Csr
     y: np.ndarray
     first: int
 
 
 class Dataset:
-    """The rows of a folder of shards, numbered 0 … rows − 1 in the order of the shards.
+    """The rows of HDF5 files, numbered 0 … rows − 1 in the order of the files.
 
-    Every rank opens the same folder; a shard is opened when a row of it is first asked for.
+    Every rank opens the same files; a shard is opened when a row of it is first asked for. ``path`` is what a person
+    calls the data set, ``paths`` are its files.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, manifest: Manifest, paths: Sequence[Path], keys: Keys = DEFAULT_KEYS):
         self.path = path
-        self.manifest: Manifest = read_manifest(path)
-        self.rows = self.manifest.rows
-        self.features = self.manifest.features
-        shard_rows = [shard.rows for shard in self.manifest.shards]
+        self.manifest = manifest
+        self.paths = list(paths)
+        self.rows = manifest.rows
+        self.features = manifest.features
+        self.kind = manifest.kind
+        shard_rows = [shard.rows for shard in manifest.shards]
         self.offsets = np.concatenate([[0], np.cumsum(shard_rows, dtype=np.int64)]).astype(np.int64)
         """(shards + 1,) int64: shard s holds rows ``offsets[s]`` … ``offsets[s + 1] − 1``."""
-        self._opened: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._keys = keys
+        self._opened: dict[int, Shard] = {}
 
-    def shard(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return ``X`` (rows of the shard, features) and ``y`` of one shard; see `open_shard`."""
-        if index not in self._opened:
-            entry = self.manifest.shards[index]
-            self._opened[index] = open_shard(self.path / entry.file, entry.rows, self.features,
-                                             self.manifest.dtype)
-        return self._opened[index]
+    def shard(self, index: int) -> Shard:
+        """Return one shard, open; raises `UserError` when it is not what the manifest promises."""
+        if index in self._opened:
+            self._opened[index] = self._opened.pop(index)  # the one used last goes last
+            return self._opened[index]
+        if len(self._opened) >= MOST_OPEN:
+            self._opened.pop(next(iter(self._opened))).close()
+        entry, manifest = self.manifest.shards[index], self.manifest
+        if entry.head_bytes:
+            check_head(self.paths[index], entry)
+        shard = open_shard(self.paths[index], self._keys, self.features)
+        found = (shard.kind, shard.rows, shard.features)
+        if found != (self.kind, entry.rows, self.features):
+            shard.close()
+            raise UserError(f"{self.paths[index]} holds {found[1]:,} {found[0]} rows of {found[2]:,} features, its "
+                            f"manifest says {entry.rows:,} {self.kind} rows of {self.features:,}")
+        if shard.dtype != np.dtype(manifest.dtype) and self.is_imported:
+            shard.close()
+            raise UserError(f"{self.paths[index]} holds {shard.dtype}, its manifest says {manifest.dtype}")
+        if shard.nonzeros not in (None, entry.nonzeros):
+            shard.close()
+            raise UserError(f"{self.paths[index]} holds {shard.nonzeros:,} entries, its manifest says "
+                            f"{entry.nonzeros:,}")
+        self._opened[index] = shard
+        return shard
+
+    def ratings(self, index: int) -> RatingsShard:
+        """Return one shard of ratings, newly opened; raises `UserError` when it is not what the manifest promises."""
+        path, entry = self.paths[index], self.manifest.shards[index]
+        if entry.head_bytes:
+            check_head(path, entry)
+        shard = open_ratings(path)
+        if shard.rows != entry.rows:
+            shard.close()
+            raise UserError(f"{path} holds {shard.rows:,} ratings, its manifest says {entry.rows:,}")
+        return shard
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether it has a manifest of its own, written when it was made."""
+        return self.manifest.source.get("foreign") is None
+
+    @property
+    def chunk_rows(self) -> int | None:
+        """How many rows a chunk of X has, None: X is not stored in chunks. The same on every rank."""
+        if not self.is_imported:
+            return self.manifest.source["chunk_rows"]
+        if self.manifest.compression is None or self.kind != "dense":
+            return None
+        return max(1, CHUNK_BYTES // (self.features * np.dtype(self.manifest.dtype).itemsize))
+
+    def place(self, row: int) -> tuple[int, int]:
+        """Return the shard that holds a row, and the row's number in it."""
+        number = int(np.searchsorted(self.offsets, row, side="right")) - 1
+        return number, row - int(self.offsets[number])
 
     def ranges(self, start: int, stop: int, most_rows: int | None = None) -> list[tuple[int, int]]:
         """Cut rows ``start`` … ``stop − 1`` at the shards' ends and into at most ``most_rows`` rows each."""
@@ -53,49 +122,184 @@ class Dataset:
             found += [(first, min(first + step, high)) for first in range(low, high, step)]
         return found
 
-    def pieces(self, start: int, stop: int, most_rows: int | None = None) -> list[Piece]:
-        """Return rows ``start`` … ``stop − 1`` as views on the shards, in order, cut as `ranges` says."""
-        found = []
-        for first, last in self.ranges(start, stop, most_rows):
-            number = int(np.searchsorted(self.offsets, first, side="right")) - 1
-            X, y = self.shard(number)
-            inside = slice(first - int(self.offsets[number]), last - int(self.offsets[number]))
-            found.append(Piece(X[inside], y[inside], first))
-        return found
+    def pieces(self, start: int, stop: int, most_rows: int | None = None, mapped: bool = True) -> Iterator[Piece]:
+        """Yield rows ``start`` … ``stop − 1`` in order, cut as `ranges` says; the next is read while one is used.
+
+        A piece is a view where the shard is mapped; else it lies in one of a few buffers, and is valid until the next
+        is asked for, and so are all without ``mapped``, where the pages of a mapped file would be too much memory.
+        ``most_rows`` None makes pieces of `BLOCK_BYTES`, or all of a shard's rows where it is mapped.
+        """
+        from dml_hpc.data.prefetch import DEPTH, ahead
+
+        if mapped and self.is_imported and self.manifest.compression is None:
+            return (self._view(*cut) for cut in self.ranges(start, stop, most_rows))
+        wanted = self.ranges(start, stop, most_rows or self.block_rows())
+        longest = max((last - first for first, last in wanted), default=0)
+        ring: list[np.ndarray] = []
+
+        def read(cut: tuple[int, int]) -> Piece:
+            number, begin = self.place(cut[0])
+            shard, end = self.shard(number), begin + cut[1] - cut[0]
+            if isinstance(shard, CsrShard):
+                return Piece(shard.block(begin, end, mapped), shard.y(begin, end), cut[0])
+            if len(ring) <= DEPTH + 1:
+                ring.append(np.empty(longest * self.features * MOST_ITEM_BYTES, np.uint8))
+            else:
+                ring.append(ring.pop(0))
+            X = ring[-1].view(shard.dtype)[:(end - begin) * self.features].reshape(end - begin, self.features)
+            shard.stored.read_into(begin, end, X)
+            return Piece(X, shard.y(begin, end), cut[0])
+
+        return ahead(read, wanted)
+
+    def _view(self, first: int, last: int) -> Piece:
+        number, start = self.place(first)
+        shard, stop = self.shard(number), start + last - first
+        return Piece(shard.block(start, stop), shard.y(start, stop), first)
+
+    def row_bytes(self) -> int:
+        """Return how many bytes X has a row, on average."""
+        width = self.features if self.kind == "dense" else 2 * self.manifest.nonzeros // max(self.rows, 1) + 1
+        return width * np.dtype(self.manifest.dtype).itemsize
+
+    def block_rows(self) -> int:
+        """Return how many rows make about `BLOCK_BYTES`."""
+        return max(1, BLOCK_BYTES // self.row_bytes())
+
+    def partition(self, parts: int) -> list[int]:
+        """Return ``parts + 1`` rows at which to cut for ``parts`` equal shares of the work.
+
+        Dense rows are all the same work; of sparse ones the entries are counted. The same on every rank.
+        """
+        if self.kind != "csr":
+            return [split(self.rows, parts, i)[0] for i in range(parts)] + [self.rows]
+        entries = np.concatenate([[0], np.cumsum([shard.nonzeros for shard in self.manifest.shards], dtype=np.int64)])
+        cuts = [0]
+        for i in range(1, parts):
+            wanted = entries[-1] * i / parts
+            number = min(int(np.searchsorted(entries, wanted, side="right")) - 1, len(self.paths) - 1)
+            inside = (wanted - entries[number]) / max(int(entries[number + 1] - entries[number]), 1)
+            row = self.shard(number).balanced(inside) if entries[-1] else split(self.rows, parts, i)[0]
+            cuts.append(max(cuts[-1], int(self.offsets[number]) + row if entries[-1] else row))
+        return [*cuts, self.rows]
 
 
-def open_dataset(path: Path) -> Dataset:
-    """Open a data set folder; raises `UserError` when it is none."""
-    return Dataset(path)
+def open_dataset(paths: Path | Sequence[Path], keys: Keys | None = None, comm: Intracomm | Alone | None = None,
+                 labels: bool = True, ratings: bool = False) -> Dataset:
+    """Open a data set folder, some of its shards, or HDF5 files that were never imported (``keys`` name their arrays).
 
-
-class Examination(NamedTuple):
-    """What opening every shard showed: ``problems`` as {file, where, problem}, ``counts`` by label value.
-
-    ``counts`` covers the shards that opened; it is None when the label has too many values to be counted.
+    Without ``labels`` files that were never imported need none, and all are 0. Only with ``ratings`` may these be
+    ratings, whose shards `Dataset.ratings` opens.
+    Collective over ``comm``: rank 0 alone looks at the files, and every rank gets what it found. Raises `UserError`
+    (`AgreedError` with ``comm``) for what is no data set.
     """
+    several = [paths] if isinstance(paths, Path) else list(paths)
+    if comm is None:
+        return _open(several, keys, labels, ratings)
+    return on_root(comm, lambda: _open(several, keys, labels, ratings))
 
-    problems: list[dict[str, str]]
-    counts: dict[float, int] | None
+
+def _open(paths: list[Path], keys: Keys | None, labels: bool, ratings: bool) -> Dataset:
+    if not paths:
+        raise UserError("there is no data to open; name a data set folder or HDF5 files")
+    if len(paths) == 1 and (paths[0].is_dir() or not paths[0].is_file()):
+        manifest = read_manifest(paths[0])
+        if keys is not None:
+            raise UserError(f"{paths[0]} is a data set with a manifest; --x-key and --y-key are for files without one")
+        if manifest.kind == "ratings" and not ratings:
+            raise UserError(f"{paths[0]} holds ratings; rows of features are wanted here")
+        return Dataset(paths[0], manifest, [paths[0] / shard.file for shard in manifest.shards])
+    for path in paths:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; name one data set folder, or files alone")
+    if keys is None and (some := _some_of_a_dataset(paths)) is not None:
+        return some
+    keys = keys or Keys()
+    return _foreign(paths, keys if labels else keys._replace(y=None))
 
 
-def examine(dataset: Dataset) -> Examination:
-    """Open every shard, count its labels and compare its SHA-256; what is missing, misshapen or changed is reported."""
-    problems: list[dict[str, str]] = []
-    values = dataset.manifest.label.values
-    counts = dict.fromkeys(values, 0) if values is not None else None
-    for index, entry in enumerate(dataset.manifest.shards):
-        try:
-            y = dataset.shard(index)[1]
-            digest = file_sha256(dataset.path / entry.file)
-        except (UserError, OSError) as error:
-            problems.append({"file": entry.file, "where": "file", "problem": str(error)})
-            continue
-        if digest != entry.sha256:
-            problems.append({"file": entry.file, "where": "checksum", "problem":
-                             f"{dataset.path / entry.file} has changed since it was imported: its SHA-256 is not that "
-                             f"of its manifest; import the data again"})
-        if counts is not None:
-            for value, count in zip(*np.unique(y, return_counts=True), strict=True):
-                counts[float(value)] = counts.get(float(value), 0) + int(count)
-    return Examination(problems, counts)
+def _some_of_a_dataset(paths: list[Path]) -> Dataset | None:
+    """Return the data set of shards that lie in one data set folder, with what its manifest says of them."""
+    folder = paths[0].parent
+    if any(path.parent != folder for path in paths) or not (folder / FILE).is_file():
+        return None
+    manifest = read_manifest(folder)
+    entries = {shard.file: shard for shard in manifest.shards}
+    if any(path.name not in entries for path in paths) or manifest.kind == "ratings":
+        return None
+    chosen = [entries[path.name] for path in paths]
+    part = replace(manifest, shards=chosen, rows=sum(shard.rows for shard in chosen),
+                   nonzeros=sum(shard.nonzeros for shard in chosen))
+    return Dataset(folder, part, paths)
+
+
+def _foreign(paths: list[Path], keys: Keys) -> Dataset:
+    """Describe HDF5 files that have no manifest by looking at their shapes and labels."""
+    entries: list[ShardEntry] = []
+    values: np.ndarray | None = np.empty(0)
+    kinds, features, types = set(), set(), []
+    chunk_rows: int | None = None
+    for path in paths:
+        shard = open_shard(path, keys)
+        kinds.add(shard.kind)
+        features.add(shard.features)
+        types.append(shard.dtype)
+        chunk_rows = max(filter(None, (chunk_rows, shard.chunk_rows)), default=None)
+        entries.append(ShardEntry(path.name, shard.rows, shard.nonzeros or 0, ""))
+        for start in range(0, shard.rows, 1 << 20):
+            if values is not None:
+                values = np.union1d(values, shard.y(start, min(start + (1 << 20), shard.rows)).astype(np.float64))
+                values = values if len(values) <= MOST_VALUES and np.isfinite(values).all() else None
+        shard.close()
+    if len(kinds) > 1 or len(features) > 1:
+        widths = " and ".join(map(str, sorted(features)))
+        raise UserError(f"the files do not fit together: they have {widths} features, {' and '.join(sorted(kinds))}")
+    width = features.pop()
+    if not width:
+        raise UserError(f"{paths[0]}: {keys.x} has no columns")
+    # Whole numbers of up to 16 bits are exact as float32.
+    floats = [kind if kind.kind == "f" else np.dtype("f4" if kind.itemsize <= 2 else "f8") for kind in types]
+    manifest = Manifest(
+        kind=kinds.pop(), dtype=str(np.result_type(*floats)), rows=sum(entry.rows for entry in entries),
+        features=width, nonzeros=sum(entry.nonzeros for entry in entries), feature_names=None, statistics=None,
+        columns=[], label=Label(keys.y or "none", None if values is None else values.tolist()), shards=entries,
+        source={"foreign": [str(path) for path in paths], "chunk_rows": chunk_rows})
+    return Dataset(paths[0] if len(paths) == 1 else paths[0].parent, manifest, paths, keys)
+
+
+def no_rows(dataset: Dataset, dtype: np.dtype) -> np.ndarray | Csr:
+    """Return an X of no rows, of the kind that the data set has, with entries of ``dtype``."""
+    if dataset.kind == "csr":
+        indices = np.empty(0, index_dtype(dataset.features))
+        return Csr(np.empty(0, dtype), indices, np.zeros(1, np.int64), dataset.features)
+    return np.empty((0, dataset.features), dtype)
+
+
+def with_statistics(comm: Intracomm | Alone, dataset: Dataset) -> Dataset:
+    """Collective: return the data set with the statistics of its features, counted now where no manifest has them.
+
+    Ranks share the counting. They are merged in an order that does not depend on the number of ranks.
+    """
+    if dataset.manifest.statistics is not None:
+        return dataset
+    parts = max(1, min(256, PARTIAL_BYTES // (40 * dataset.features)))
+    pieces = dataset.ranges(0, dataset.rows, max(dataset.block_rows(), -(-dataset.rows // parts)))
+    found = []
+    with agreed(comm):
+        for first, last in pieces[slice(*split(len(pieces), comm.size, comm.rank))]:
+            moments = Moments(dataset.features)
+            for piece in dataset.pieces(first, last):
+                moments.add(piece.X)
+            found.append(moments)
+    whole = Moments(dataset.features)
+    for part in comm.allgather(found):
+        for moments in part:
+            whole.merge(moments)
+    with agreed(comm):
+        statistics = whole.statistics(dataset.rows, None, None)
+        if not np.isfinite(statistics.deviation).all():
+            column = int(np.flatnonzero(~np.isfinite(statistics.deviation))[0])
+            raise UserError(f"{dataset.path}: column {column} holds NaN, infinity or values whose squares overflow; "
+                            "`dml-hpc data verify` says where")
+    dataset.manifest = replace(dataset.manifest, statistics=statistics)
+    return dataset

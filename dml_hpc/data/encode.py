@@ -1,210 +1,235 @@
-"""From source columns to features: one-hot categories, statistics in one pass, rows of numbers. Pure."""
+"""From source columns to features: numbers, one-hot categories, hashed words; and the spool's rows as a source."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from dml_hpc.data.manifest import MOST_VALUES, Column
-from dml_hpc.data.tables import Chunk, Words
-from dml_hpc.errors import UserError
+from dml_hpc.data.csr import Csr, index_dtype
+from dml_hpc.data.holdout import joined
+from dml_hpc.data.manifest import Column
+from dml_hpc.data.source import About
+from dml_hpc.data.spool import Spooled, open_spooled
 
-MOST_CATEGORIES = 10_000
-"""A column with more different words is a name or an identifier, of no use one-hot."""
-
-
-def ordered(words: Iterable[str]) -> list[str]:
-    """Return the words sorted: those that look like integers by their value, then the others as text."""
-    def key(word: str) -> tuple[bool, int, str]:
-        number = re.fullmatch(r"[+-]?[0-9]{1,18}", word)
-        return (not number, int(word) if number else 0, word)
-
-    return sorted(words, key=key)
+ROWS_AT_ONCE = 512
+"""Columns are written into this many rows at a time, which stay in the processor's cache meanwhile."""
+MOST_OPEN = 4
 
 
-class Moments:
-    """Count, mean, sum of squared deviations, least and greatest of k columns, batch by batch.
+class Words(NamedTuple):
+    """For each word of a dictionary, and lastly for no word: its feature, -1 for none, and the value it gives that."""
 
-    Each is (k,), float64. Batches are merged pairwise, which loses no digits however far the mean is from
-    zero (Chan, Golub and LeVeque, "Updating Formulae … for Computing Sample Variances", 1979).
-    """
-
-    def __init__(self, columns: int):
-        self.count, self.mean, self.squares = np.zeros((3, columns))
-        self.minimum, self.maximum = np.full(columns, np.inf), np.full(columns, -np.inf)
-
-    def add(self, values: np.ndarray) -> None:
-        """Count ``values`` (k, rows) float64 in; NaN is no value."""
-        if not values.shape[1]:
-            return
-        absent = np.isnan(values)
-        count = values.shape[1] - absent.sum(axis=1, dtype=np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):
-            mean = np.where(absent, 0, values).sum(axis=1) / np.maximum(count, 1)
-            squares = np.square(np.where(absent, 0, values - mean[:, None])).sum(axis=1)
-        self.merge(count, mean, squares, np.where(absent, np.inf, values).min(axis=1),
-                   np.where(absent, -np.inf, values).max(axis=1))
-
-    def merge(self, count: np.ndarray, mean: np.ndarray, squares: np.ndarray,
-              minimum: np.ndarray, maximum: np.ndarray) -> None:
-        """Count another batch in by its own five figures, (k,) each; where its count is 0 nothing changes."""
-        total = np.maximum(self.count + count, 1)
-        with np.errstate(over="ignore", invalid="ignore"):
-            apart = np.where(count > 0, mean - self.mean, 0)
-            self.mean = self.mean + apart * (count / total)
-            self.squares = self.squares + squares + np.square(apart) * (self.count * count / total)
-        self.count = self.count + count
-        self.minimum, self.maximum = np.minimum(self.minimum, minimum), np.maximum(self.maximum, maximum)
+    features: np.ndarray
+    values: np.ndarray
 
 
-class Survey:
-    """What the rows of one part (training or held out) hold in the feature columns.
+class _Entries(NamedTuple):
+    """Row i has ``values[k]`` at ``features[k]`` for ``starts[i]`` ≤ k < ``starts[i + 1]``; feature -1 is none."""
 
-    ``words`` counts every category, ``missing`` the rows without a value and ``unseen`` those whose category
-    is not among ``known`` (category lists by column, when they are given from elsewhere), by column name.
-    """
-
-    def __init__(self, numeric: Sequence[str], categorical: Sequence[str],
-                 known: Mapping[str, Iterable[str]] | None = None):
-        self.rows = 0
-        self.numeric = list(numeric)
-        self.moments = Moments(len(self.numeric))
-        self.words: dict[str, Counter[str]] = {name: Counter() for name in categorical}
-        self.missing = dict.fromkeys([*numeric, *categorical], 0)
-        self.unseen = dict.fromkeys(categorical, 0)
-        self._known = {name: frozenset(words) for name, words in known.items()} if known is not None else None
-
-    def add(self, chunk: Chunk, rows: np.ndarray) -> None:
-        """Count the given rows of the chunk in. Raises `UserError` for a column with too many categories."""
-        self.rows += len(rows)
-        values = np.empty((len(self.numeric), len(rows)))
-        for i, name in enumerate(self.numeric):
-            column = chunk[name]
-            assert not isinstance(column, Words)
-            np.take(column, rows, out=values[i])
-            self.missing[name] += int(np.isnan(values[i]).sum())
-        self.moments.add(values)
-        for name, total in self.words.items():
-            column = chunk[name]
-            assert isinstance(column, Words)
-            # Shifted by one, so that -1 (no word) is counted first.
-            missing, *counts = np.bincount(column.codes[rows] + 1, minlength=len(column.words) + 1).tolist()
-            self.missing[name] += missing
-            for word, count in zip(column.words, counts, strict=True):
-                if self._known is not None and word not in self._known[name]:
-                    self.unseen[name] += count
-                elif count:
-                    total[word] += count
-            if len(total) > MOST_CATEGORIES and self._known is None:
-                raise UserError(f"column '{name}' has more than {MOST_CATEGORIES:,} different values, "
-                                f"too many to be categories; leave it out (--drop)")
+    features: np.ndarray
+    values: np.ndarray
+    starts: np.ndarray
 
 
 class Encoder:
     """Turns columns into features: one for a numeric column, one a category (``name=value``) for the others.
 
-    ``fill`` holds, by column name, what a missing numeric value becomes.
+    With ``hash_bits`` every feature is one of 2^``hash_bits`` instead, by the hash of its name, which may change its
+    sign too (`dml_hpc.kernels.hashing.hash_words`): that of a numeric column's name, of ``name=value`` for a category,
+    and of ``name=word`` for each word of a text, which counts how often it occurs. ``fill`` holds, by column name, what
+    a missing number becomes. ``features`` is their number, ``names`` theirs (None when hashed), ``numeric``
+    (features,) bool says which come from numbers, ``first`` is the first feature of each column that is not hashed.
     """
 
-    def __init__(self, columns: Sequence[Column], fill: Mapping[str, float]):
+    def __init__(self, columns: Sequence[Column], fill: Mapping[str, float], hash_bits: int | None = None):
         self.columns = list(columns)
         self.fill = dict(fill)
-        self.names: list[str] = []
-        self.numeric: list[bool] = []
-        self.first: list[int] = []
-        """The number of each column's first feature."""
+        self.hash_bits = hash_bits
+        self.first: dict[str, int] = {}
+        self.names: list[str] | None = None
+        if hash_bits is None:
+            self.names = []
+            for column in self.columns:
+                self.first[column.name] = len(self.names)
+                self.names += [f"{column.name}={word}" for word in column.categories] \
+                    if column.categories is not None else [column.name]
+        self.features = len(self.names) if self.names is not None else 1 << (hash_bits or 0)
+        self._numbers = {column.name: self._number(column.name) for column in self.columns if column.kind == "numeric"}
+        self.numeric = np.zeros(self.features, bool)
+        self.numeric[[feature for feature, _ in self._numbers.values()]] = True
+        self._known = {column.name: {word: self.first[column.name] + i for i, word in enumerate(column.categories)}
+                       for column in self.columns if hash_bits is None and column.categories is not None}
+
+    def _number(self, name: str) -> tuple[int, float]:
+        if self.hash_bits is None:
+            return self.first[name], 1.0
+        hashed = _hashed("", [name], self.hash_bits)
+        return int(hashed.features[0]), float(hashed.values[0])
+
+    def words(self, batch: Any) -> dict[str, Words]:
+        """Return what the words of a spool's file become, by column."""
+        found = {}
         for column in self.columns:
-            self.first.append(len(self.names))
-            if column.categories is None:
-                self.names.append(column.name)
-            else:
-                self.names += [f"{column.name}={word}" for word in column.categories]
-            self.numeric += [column.categories is None] * (len(self.names) - len(self.numeric))
-        self._places = [{word: first + i for i, word in enumerate(column.categories or ())}
-                        for column, first in zip(self.columns, self.first, strict=True)]
+            if column.kind != "numeric":
+                values = batch.column(column.name)
+                dictionary = values.values.dictionary if column.kind == "text" else values.dictionary
+                found[column.name] = self._words(column.name, dictionary)
+        return found
 
-    def prepare(self, chunk: Chunk) -> list[np.ndarray]:
-        """Return a (rows,) array a column: float64 values, filled; or int64, which of the features is 1.
+    def _words(self, name: str, dictionary: Any) -> Words:
+        if self.hash_bits is not None:
+            return _hashed(f"{name}=", dictionary, self.hash_bits)
+        known = self._known[name]
+        features = np.array([*(known.get(word, -1) for word in dictionary.to_pylist()), -1], np.int64)
+        return Words(features, np.ones(len(features)))
 
-        The latter is -1 where the category is missing or unknown.
-        """
-        prepared = []
-        for column, places in zip(self.columns, self._places, strict=True):
-            source = chunk[column.name]
-            if isinstance(source, Words):
-                # One entry more, so that code -1 (no word) finds -1 at the end.
-                feature = np.array([places.get(word, -1) for word in source.words] + [-1], np.int64)
-                prepared.append(feature[source.codes])
-            else:
-                prepared.append(np.where(np.isnan(source), self.fill[column.name], source))
-        return prepared
+    def dense(self, batch: Any, words: Mapping[str, Words], start: int, stop: int, out: np.ndarray) -> None:
+        """Write rows ``start`` … ``stop`` − 1 of a spool's file into ``out`` (stop − start, features); not hashed."""
+        if self.numeric.sum() < self.features:
+            out.fill(0)
+        numbers, codes = self._columns(batch, words, start, stop)
+        places = np.arange(len(out))
+        for first in range(0, len(out), ROWS_AT_ONCE):
+            some = slice(first, min(first + ROWS_AT_ONCE, len(out)))
+            for feature, _, values in numbers:
+                out[some, feature] = values[some]
+            for features, _ in codes:
+                there = features[some] >= 0
+                out[places[some][there], features[some][there]] = 1
 
-    def encode(self, prepared: Sequence[np.ndarray], rows: np.ndarray, out: np.ndarray) -> None:
-        """Write the given rows of a prepared chunk into ``out`` (len(rows), features), contiguous."""
-        out.fill(0)
-        flat, starts = out.reshape(-1), np.arange(len(rows)) * out.shape[1]
-        for column, first, source in zip(self.columns, self.first, prepared, strict=True):
-            values = source[rows]
-            if column.categories is None:
-                out[:, first] = values
-            else:
-                known = values >= 0
-                flat[(starts + values)[known]] = 1
+    def sparse(self, batch: Any, words: Mapping[str, Words], start: int, stop: int, dtype: np.dtype) -> Csr:
+        """Return rows ``start`` … ``stop`` − 1 of a spool's file: their entries that are not zero, by column."""
+        from dml_hpc.kernels.columns import count_entries, place_entries
+        from dml_hpc.kernels.rows import clean_rows
 
-    def statistics(self, survey: Survey) -> dict[str, list[Any]]:
-        """Return the manifest's per-feature lists for a part: of its features as they are written, filled.
+        rows = stop - start
+        groups = [self._fixed(batch, words, start, stop)]
+        groups += [_texts(batch.column(column.name).slice(start, rows), words[column.name])
+                   for column in self.columns if column.kind == "text"]
+        indptr = np.zeros(rows + 1, np.int64)
+        for group in groups:
+            count_entries(*group, indptr[1:])
+        np.cumsum(indptr, out=indptr)
+        indices, data = np.empty(indptr[-1], index_dtype(self.features)), np.empty(indptr[-1])
+        places = indptr[:-1].copy()
+        for group in groups:
+            place_entries(*group, places, indices, data)
+        clean_rows(indices, data, indptr, self.features)
+        end = int(indptr[-1])
+        return Csr(data[:end].astype(dtype), indices[:end], indptr, self.features)
 
-        ``mean``, ``deviation`` (population), ``minimum``, ``maximum``, ``missing``; all 0 without rows.
-        """
-        numeric = dict(zip(survey.numeric, zip(*self._filled(survey), strict=True), strict=True))
-        table: list[list[float]] = []
-        rows = max(survey.rows, 1)
+    def _fixed(self, batch: Any, words: Mapping[str, Words], start: int, stop: int) -> _Entries:
+        """Return what a row has of the columns that give it one entry each."""
+        numbers, codes = self._columns(batch, words, start, stop)
+        width = len(numbers) + len(codes)
+        features, values = np.empty((stop - start, width), np.int64), np.empty((stop - start, width))
+        for i, (feature, sign, column) in enumerate(numbers):
+            features[:, i], values[:, i] = feature, sign * column
+        for i, (feature, value) in enumerate(codes, len(numbers)):
+            features[:, i], values[:, i] = feature, value
+        return _Entries(features.ravel(), values.ravel(), np.arange(stop - start + 1) * width)
+
+    def _columns(self, batch: Any, words: Mapping[str, Words], start: int, stop: int) \
+            -> tuple[list[tuple[int, float, np.ndarray]], list[tuple[np.ndarray, np.ndarray]]]:
+        """Return (feature, sign, values) of each numeric column and (features, values) of each of categories."""
+        numbers, codes = [], []
         for column in self.columns:
-            missing = survey.missing[column.name]
-            if column.categories is None:
-                table.append([float(figure) for figure in numeric[column.name]] + [missing])
-                continue
-            for word in column.categories:
-                share = survey.words[column.name][word] / rows
-                spread = float(np.sqrt(share * (1 - share)))
-                table.append([share, spread, float(share == 1), float(share > 0), missing])
-        mean, deviation, minimum, maximum, gaps = (list(figures) for figures in zip(*table, strict=True))
-        return {"mean": mean, "deviation": deviation, "minimum": minimum, "maximum": maximum, "missing": gaps}
-
-    def _filled(self, survey: Survey) -> tuple[np.ndarray, ...]:
-        fill = np.array([self.fill[name] for name in survey.numeric])
-        gaps = np.array([survey.missing[name] for name in survey.numeric], np.float64)
-        whole, seen = Moments(len(fill)), survey.moments
-        whole.merge(seen.count, seen.mean, seen.squares, seen.minimum, seen.maximum)
-        whole.merge(gaps, fill, np.zeros(len(fill)),
-                    np.where(gaps > 0, fill, np.inf), np.where(gaps > 0, fill, -np.inf))
-        deviation = np.sqrt(whole.squares / np.maximum(whole.count, 1))
-        empty = whole.count == 0
-        figures = (whole.mean, deviation, whole.minimum, whole.maximum)
-        return tuple(np.where(empty, 0, figure) for figure in figures)
+            if column.kind == "numeric":
+                values = batch.column(column.name).to_numpy()[start:stop]
+                gaps = np.isnan(values)
+                if gaps.any():
+                    values = np.where(gaps, np.float64(self.fill[column.name]), values)
+                numbers.append((*self._numbers[column.name], values))
+            elif column.kind == "categorical":
+                # Code -1 (no word) finds what stands last.
+                found = batch.column(column.name).indices.slice(start, stop - start).fill_null(-1).to_numpy()
+                codes.append((words[column.name].features[found], words[column.name].values[found]))
+        return numbers, codes
 
 
-class LabelSurvey:
-    """The distinct values of the label: words, or the first `MOST_VALUES` and one more numbers."""
+def _texts(lists: Any, words: Words) -> _Entries:
+    starts = lists.offsets.to_numpy().astype(np.int64)
+    codes = lists.values.indices.to_numpy()[starts[0]:starts[-1]]
+    return _Entries(words.features[codes], words.values[codes], starts - starts[0])
 
-    def __init__(self) -> None:
-        self.words: set[str] = set()
-        self.values = np.empty(0)
-        self.largest = 0.0
 
-    def add(self, column: np.ndarray | Words, rows: np.ndarray) -> None:
-        """Count the label of the given rows in, none missing. Raises `UserError` for too many words."""
-        if isinstance(column, Words):
-            self.words.update(column.words[code] for code in np.unique(column.codes[rows]))
-            if len(self.words) > MOST_CATEGORIES:
-                raise UserError(f"the label has more than {MOST_CATEGORIES:,} different words; "
-                                f"choose another --label")
-        elif len(rows):
-            values = np.unique(column[rows])
-            self.largest = max(self.largest, float(np.abs(values).max()))
-            if len(self.values) <= MOST_VALUES:
-                self.values = np.union1d(self.values, values)[:MOST_VALUES + 1]
+def _hashed(prefix: str, words: Any, bits: int) -> Words:
+    import pyarrow as pa
+
+    from dml_hpc.kernels.hashing import hash_words
+
+    array = pa.array(words, pa.string())
+    _, ends, text = array.buffers()
+    count = len(array)
+    features, values = np.full(count + 1, -1), np.zeros(count + 1)
+    begin = array.offset
+    places = np.frombuffer(ends, np.int32)[begin:begin + count + 1] if count else np.zeros(1, np.int32)
+    hash_words(np.frombuffer(prefix.encode(), np.uint8), np.frombuffer(text or b"", np.uint8), places, bits,
+               features[:-1], values[:-1])
+    features[:-1][places[1:] == places[:-1]] = -1  # an empty word is none
+    return Words(features, values)
+
+
+class TableRows:
+    """The rows of a spool, encoded as they are read: a `RowSource`.
+
+    ``label_words`` are the words for the labels 0, 1, … where the label is a word; ``kind`` "dense" or "csr".
+    """
+
+    def __init__(self, files: Sequence[Spooled], encoder: Encoder, kind: str, label: str,
+                 label_words: Sequence[str] | None, about: About, dtype: str):
+        self.kind = kind
+        self.features = encoder.features
+        self.about = about
+        self._files = [entry for entry in files if entry.rows]
+        self._firsts = np.concatenate([[0], np.cumsum([entry.rows for entry in self._files])]).astype(np.int64)
+        self.rows = int(self._firsts[-1])
+        self._encoder = encoder
+        self._label = label
+        self._codes = {word: float(i) for i, word in enumerate(label_words)} if label_words is not None else None
+        self._dtype = np.dtype(dtype)
+        self._open: OrderedDict[int, tuple[Any, dict[str, Words], np.ndarray]] = OrderedDict()
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray | Csr, np.ndarray]:
+        """Return rows ``start`` … ``stop`` − 1; see `RowSource`."""
+        parts: list[np.ndarray | Csr] = []
+        labels = [np.empty(0)]
+        X = np.empty((stop - start, self.features), self._dtype) if self.kind == "dense" else None
+        number = int(np.searchsorted(self._firsts, start, side="right")) - 1
+        done = start
+        while done < stop:
+            batch, words, y = self._file(number)
+            first = int(self._firsts[number])
+            last = min(stop, int(self._firsts[number + 1]))
+            if X is not None and self._encoder.hash_bits is None:
+                self._encoder.dense(batch, words, done - first, last - first, X[done - start:last - start])
+            else:
+                rows = self._encoder.sparse(batch, words, done - first, last - first, self._dtype)
+                if X is not None:
+                    X[done - start:last - start] = rows.dense()
+                parts.append(rows)
+            labels.append(y[done - first:last - first])
+            done, number = last, number + 1
+        if X is None and not parts:
+            nothing = Csr(np.empty(0, self._dtype), np.empty(0, index_dtype(self.features)), np.zeros(1, np.int64),
+                          self.features)
+            return nothing, labels[0]
+        return joined(parts) if X is None else X, np.concatenate(labels)
+
+    def _file(self, number: int) -> tuple[Any, dict[str, Words], np.ndarray]:
+        """Return a file of the spool, what its words become, and its labels; keep the last few."""
+        if number not in self._open:
+            batch = open_spooled(self._files[number])
+            column = batch.column(self._label)
+            if self._codes is None:
+                y = column.to_numpy()
+            else:
+                y = np.array([self._codes.get(word, np.nan) for word in column.dictionary.to_pylist()])
+                y = y[column.indices.to_numpy()]
+            self._open[number] = batch, self._encoder.words(batch), y
+            if len(self._open) > MOST_OPEN:
+                self._open.popitem(last=False)
+        return self._open[number]

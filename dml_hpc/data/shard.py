@@ -1,168 +1,248 @@
-"""One HDF5 file of a data set: ``X`` (rows × features) and ``y`` (rows,)."""
+"""One HDF5 file of a data set, opened: any range of its rows, mapped or read."""
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import os
-import shutil
 from pathlib import Path
-from types import TracebackType
+from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
 
-from dml_hpc.data.manifest import ShardEntry
+from dml_hpc.data.csr import Csr
+from dml_hpc.data.stored import StoredArray, open_array, open_file
 from dml_hpc.errors import UserError
 from dml_hpc.files import HDF5_ERRORS, first_line
-from dml_hpc.layout import split
-
-ALIGNMENT_BYTES = 4096
-MOST_COMPRESSED = 1100
-"""How many bytes one stored byte can stand for: deflate, the densest common filter, reaches 1032."""
 
 
-class ShardWriter:
-    """Writes a dense shard of known size, contiguous and page-aligned, so that readers can map it into memory."""
+class Keys(NamedTuple):
+    """What the matrix and the labels are called in an HDF5 file."""
 
-    def __init__(self, path: Path, rows: int, features: int, dtype: str):
+    x: str = "X"
+    y: str | None = "y"
+    """None: labels are not wanted, and all 0."""
+
+
+def keys_of(x: str | None, y: str | None) -> Keys | None:
+    """Return what a command line calls the matrix and the labels, None when it names neither."""
+    return None if x is None and y is None else Keys(x or Keys().x, y or Keys().y)
+
+
+DEFAULT_KEYS = Keys()
+
+
+class DenseShard:
+    """Rows of an ``X`` (rows, features) of floats or integers, with labels ``y`` (rows,)."""
+
+    kind = "dense"
+
+    def __init__(self, path: Path, file: Any, keys: Keys):
         self.path = path
-        self._file = h5py.File(path, "w", alignment_threshold=1, alignment_interval=ALIGNMENT_BYTES)
-        self._x = self._file.create_dataset("X", (rows, features), dtype)
-        self._y = self._file.create_dataset("y", (rows,), "float32" if dtype == "float16" else dtype)
-        self._filled = 0
-        self._nonzeros = 0
+        self._file = file
+        self.stored = open_array(path, file, keys.x, 2)
+        self.labels = None if keys.y is None else open_array(path, file, keys.y, 1)
+        self.rows, self.features = self.stored.shape
+        self.dtype = self.stored.dtype
+        self.chunk_rows = self.stored.chunk_rows
+        self.nonzeros: int | None = None
+        self.mappable = self.stored.mappable and self.dtype.kind == "f"
+        self._x: np.ndarray | None = None
 
-    @property
-    def free(self) -> int:
-        """How many rows are still to come."""
-        return self._x.shape[0] - self._filled
+    def whole(self) -> np.ndarray:
+        """Return all rows: mapped where the file allows it, else read, once."""
+        if self._x is None:
+            self._x = self.stored.mapped() if self.mappable else self.stored.read(0, self.rows)
+        return self._x
 
-    def append(self, X: np.ndarray, y: np.ndarray) -> None:
-        """Write the next ``len(y)`` rows."""
-        stop = self._filled + len(y)
-        self._x[self._filled:stop] = X
-        self._y[self._filled:stop] = y
-        self._filled = stop
-        self._nonzeros += int(np.count_nonzero(X))
+    def y(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return the labels of a range of rows, newly read."""
+        stop = self.rows if stop is None else stop
+        return np.zeros(stop - start) if self.labels is None else self.labels.read(start, stop)
 
-    def finish(self) -> ShardEntry:
-        """Close the file and return its manifest entry."""
-        assert self.free == 0, "a shard is finished when all its rows are written"
+    def block(self, start: int, stop: int) -> np.ndarray:
+        """Return rows ``start`` … ``stop − 1``: a view where the file is mapped, else newly read."""
+        return self.whole()[start:stop] if self.mappable else self.stored.read(start, stop)
+
+    def bytes_of(self, start: int, stop: int) -> int:
+        """Return how many bytes the rows take in memory."""
+        return (stop - start) * self.stored.row_bytes
+
+    def balanced(self, share: float) -> int:
+        """Return the row before which ``share`` of this shard's work lies."""
+        return round(share * self.rows)
+
+    def close(self) -> None:
+        """Close the file; what is mapped stays."""
         self._file.close()
-        return ShardEntry(self.path.name, self._filled, self._nonzeros, file_sha256(self.path))
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self._file.close()
 
 
-class ShardSeries:
-    """Writes ``rows`` rows into a folder as ``shards`` files of nearly equal length; some may be empty.
+class CsrShard:
+    """Rows of a group ``X`` of ``data``, ``indices`` and ``indptr``, with labels ``y`` (rows,).
 
-    Raises `OSError` at once when the disk has no room for them.
+    ``indptr`` is checked when the shard is opened, the column numbers of a block whenever one is read, so that no
+    kernel is ever led outside its arrays.
     """
 
-    def __init__(self, folder: Path, rows: int, features: int, dtype: str, shards: int):
-        folder.mkdir(parents=True, exist_ok=True)
-        # Known beforehand: HDF5 may crash when it closes a file on a disk that is full.
-        disk = shutil.disk_usage(folder)
-        if disk.total and disk.free < rows * features * np.dtype(dtype).itemsize + shards * 4 * ALIGNMENT_BYTES:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self.folder = folder
-        self.free = rows
-        """How many rows are still to come."""
-        self._shape = (rows, features, dtype, shards)
-        self._entries: list[ShardEntry] = []
-        self._writer = self._open()
+    kind = "csr"
 
-    def _open(self) -> ShardWriter:
-        rows, features, dtype, shards = self._shape
-        start, stop = split(rows, shards, len(self._entries))
-        return ShardWriter(self.folder / f"part-{len(self._entries):05d}.h5", stop - start, features, dtype)
+    def __init__(self, path: Path, file: Any, keys: Keys, features: int | None):
+        self.path = path
+        self._file = file
+        self.stored = open_array(path, file, f"{keys.x}/data", 1)
+        self.indices = open_array(path, file, f"{keys.x}/indices", 1)
+        pointers = open_array(path, file, f"{keys.x}/indptr", 1)
+        self.labels = None if keys.y is None else open_array(path, file, keys.y, 1)
+        self.rows, self.nonzeros = max(pointers.shape[0] - 1, 0), self.stored.shape[0]
+        self.features = features if features is not None else self._own_features(file[keys.x])
+        self.dtype = self.stored.dtype
+        if pointers.shape[0] < 1 or pointers.dtype.kind not in "iu" or self.indices.dtype.kind not in "iu":
+            raise UserError(f"{path}: {keys.x} is no CSR matrix: indptr and indices are to be whole numbers, and "
+                            "indptr one longer than there are rows")
+        if self.indices.shape != self.stored.shape:
+            raise UserError(f"{path}: {keys.x} has {self.nonzeros:,} entries but {self.indices.shape[0]:,} indices")
+        whole = pointers.mappable and pointers.dtype == np.int64
+        self.indptr = pointers.mapped() if whole else pointers.read(0, self.rows + 1).astype(np.int64)
+        if self.indptr[0] != 0 or self.indptr[-1] != self.nonzeros:
+            raise UserError(f"{path}: indptr goes from {self.indptr[0]} to {self.indptr[-1]}, not from 0 to the "
+                            f"{self.nonzeros:,} entries that there are")
+        self.chunk_rows = None if self.stored.chunk_rows is None else \
+            max(1, self.stored.chunk_rows * self.rows // max(self.nonzeros, 1))
+        self.mappable = all(part.mappable for part in (self.stored, self.indices)) and self.dtype.kind == "f"
+        self._x: Csr | None = None
+        self._mapped: Csr | None = None
 
-    def append(self, X: np.ndarray, y: np.ndarray) -> None:
-        """Write the next ``len(y)`` rows, at most `free`."""
-        start = 0
-        while start < len(y):
-            if not self._writer.free:
-                self._entries.append(self._writer.finish())
-                self._writer = self._open()
-            stop = min(len(y), start + self._writer.free)
-            self._writer.append(X[start:stop], y[start:stop])
-            start = stop
-        self.free -= len(y)
+    def _own_features(self, group: Any) -> int:
+        shape = np.asarray(group.attrs.get("shape", ())).reshape(-1)
+        if len(shape) != 2 or shape.dtype.kind not in "iu" or not 0 < int(shape[1]) <= 2**53:
+            raise UserError(f"{self.path}: {group.name} does not say how many columns it has (attribute shape)")
+        return int(shape[1])
 
-    def finish(self) -> list[ShardEntry]:
-        """Close the last files and return the manifest entries of all."""
-        self._entries.append(self._writer.finish())
-        while len(self._entries) < self._shape[3]:
-            self._writer = self._open()
-            self._entries.append(self._writer.finish())
-        return self._entries
+    def whole(self) -> Csr:
+        """Return all rows: mapped where the file allows it, else read, once; their structure is checked."""
+        if self._x is None:
+            data, indices = (part.mapped() if self.mappable else part.read(0, self.nonzeros)
+                             for part in (self.stored, self.indices))
+            self._x = self._checked(Csr(data, indices, self.indptr, self.features), 0)
+        return self._x
 
-    def __enter__(self) -> ShardSeries:
-        return self
+    def y(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return the labels of a range of rows, newly read."""
+        stop = self.rows if stop is None else stop
+        return np.zeros(stop - start) if self.labels is None else self.labels.read(start, stop)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self._writer.__exit__(kind, error, trace)
+    def block(self, start: int, stop: int, mapped: bool = True) -> Csr:
+        """Return rows ``start`` … ``stop − 1``, their structure checked: a view where the file is mapped, else read.
+
+        Without ``mapped`` they are newly read in any case.
+        """
+        if self._x is not None:
+            return self._x[start:stop]
+        low, high = self._entries(start, stop)
+        if mapped and self.mappable:
+            if self._mapped is None:
+                self._mapped = Csr(self.stored.mapped(), self.indices.mapped(), self.indptr, self.features)
+            return self._checked(self._mapped[start:stop], start)
+        indptr = self.indptr[start:stop + 1] - low
+        return self._checked(Csr(self.stored.read(low, high), self.indices.read(low, high), indptr, self.features),
+                             start)
+
+    def _entries(self, start: int, stop: int) -> tuple[int, int]:
+        low, high = int(self.indptr[start]), int(self.indptr[stop])
+        if not 0 <= low <= high <= self.nonzeros:
+            raise UserError(f"{self.path}: indptr of rows {start:,} to {stop:,} leaves the {self.nonzeros:,} entries")
+        return low, high
+
+    def _checked(self, rows: Csr, first: int) -> Csr:
+        from dml_hpc.kernels.moments import first_bad_row
+
+        row, what = first_bad_row(rows.indptr, rows.indices, len(rows.indices), self.features)
+        if row >= 0:
+            raise UserError(f"{self.path}: row {first + row:,} " + (
+                "ends before it begins, or beyond the last entry (indptr)" if what == 1 else
+                f"has a column number outside 0 … {self.features - 1} (indices)"))
+        return rows
+
+    def bytes_of(self, start: int, stop: int) -> int:
+        """Return how many bytes the rows take in memory."""
+        low, high = self._entries(start, stop)
+        return (high - low) * (self.stored.row_bytes + self.indices.row_bytes) + (stop - start + 1) * 8
+
+    def balanced(self, share: float) -> int:
+        """Return the row before which ``share`` of this shard's entries lies."""
+        return int(np.searchsorted(self.indptr, share * self.nonzeros)) if self.nonzeros else round(share * self.rows)
+
+    def close(self) -> None:
+        """Close the file; what is mapped stays."""
+        self._file.close()
 
 
-def open_shard(path: Path, rows: int, features: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``X`` (rows, features) of ``dtype`` and ``y`` (rows,) of a shard, both in native byte order.
+class RatingsShard:
+    """Columns ``user``, ``item`` and ``rating``, each (rows,)."""
 
-    Contiguous, uncompressed, native data is memory-mapped (private, so writing to it never reaches the file);
-    anything else is read into memory. Raises `UserError` when the file is missing, no HDF5, or does not have the
-    shape and type the manifest promises; nothing is read or mapped before that is known.
+    kind = "ratings"
+
+    def __init__(self, path: Path, file: Any):
+        self.path = path
+        self._file = file
+        self.user = open_array(path, file, "user", 1)
+        self.item = open_array(path, file, "item", 1)
+        self.labels = open_array(path, file, "rating", 1)
+        self.rows = self.user.shape[0]
+        self.nonzeros = self.rows
+        self.dtype = self.labels.dtype
+        if self.item.shape != self.user.shape:
+            raise UserError(f"{path} holds {self.rows:,} users but {self.item.shape[0]:,} items")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+Shard = DenseShard | CsrShard
+
+
+def open_shard(path: Path, keys: Keys = DEFAULT_KEYS, features: int | None = None) -> Shard:
+    """Open an HDF5 file; ``features`` is how many a sparse one has, None: as it says itself.
+
+    Raises `UserError` when the file is missing, no HDF5, or what it holds is no matrix with as many labels.
     """
+    file = open_file(path)
     try:
-        if not path.is_file():
-            raise UserError(f"{path} is missing, though its manifest names it; import the data again")
-        # Read-only and without locks: shards on network file systems that refuse locks stay readable.
-        with h5py.File(path, "r", locking=False) as file:
-            X, y = _dataset(path, file, "X"), _dataset(path, file, "y")
-            if X.shape != (rows, features) or y.shape != (rows,):
-                raise UserError(f"{path} holds X {X.shape} and y {y.shape}, its manifest says {(rows, features)}")
-            if X.dtype.newbyteorder("=") != np.dtype(dtype) or y.dtype.kind not in "fiu" or y.dtype.itemsize > 8:
-                raise UserError(f"{path} holds X of {X.dtype} and y of {y.dtype}, its manifest says {dtype}")
-            return _array(path, X), _array(path, y)
+        sparse = not _is_dataset(file, keys.x) and keys.x in file
+        shard: Shard = CsrShard(path, file, keys, features) if sparse else DenseShard(path, file, keys)
+        if shard.labels is not None and shard.labels.shape[0] != shard.rows:
+            raise UserError(f"{path} holds {shard.rows:,} rows of {keys.x} but {shard.labels.shape[0]:,} of {keys.y}")
     except HDF5_ERRORS as error:
+        file.close()
         raise UserError(f"{path} cannot be read as HDF5: {first_line(error)}") from None
+    except UserError:
+        file.close()
+        raise
+    return shard
 
 
-def _dataset(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
-    if name not in file:
-        raise UserError(f"{path} is no shard: it has no dataset {name}")
-    dataset = file[name]
-    if not isinstance(dataset, h5py.Dataset):
-        raise UserError(f"{path} is no shard: {name} is no dataset")
-    if dataset.is_virtual or dataset.external or dataset.file.filename != file.filename:
-        raise UserError(f"{path} is no shard: it keeps {name} in another file")
-    return dataset
+def open_ratings(path: Path) -> RatingsShard:
+    """Open a shard of ratings; raises `UserError` when it is none."""
+    file = open_file(path)
+    try:
+        shard = RatingsShard(path, file)
+        if shard.labels.shape[0] != shard.rows:
+            raise UserError(f"{path} holds {shard.rows:,} users but {shard.labels.shape[0]:,} ratings")
+    except (*HDF5_ERRORS, UserError) as error:
+        file.close()
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} cannot be read as HDF5: {first_line(error)}") from None
+    return shard
 
 
-def _array(path: Path, dataset: h5py.Dataset) -> np.ndarray:
-    native = dataset.dtype.newbyteorder("=")
-    if not dataset.size:
-        return np.empty(dataset.shape, native)
-    offset = dataset.id.get_offset()
-    if offset is not None and offset + dataset.nbytes > path.stat().st_size:
-        raise UserError(f"{path} is cut short: {dataset.name} ends beyond the end of the file")
-    if dataset.nbytes > MOST_COMPRESSED * dataset.id.get_storage_size():
-        raise UserError(f"{path} is cut short: it does not hold all that {dataset.name} claims")
-    if offset is not None and dataset.dtype.isnative and offset % native.itemsize == 0 and native.kind == "f":
-        return np.memmap(path, dataset.dtype, "c", offset, dataset.shape).view(np.ndarray)
-    return dataset[()].astype(native, copy=False)
+def _is_dataset(file: Any, name: str) -> bool:
+    import h5py
+
+    return file.get(name, getclass=True) is h5py.Dataset
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+def stored_parts(shard: DenseShard | CsrShard | RatingsShard) -> list[StoredArray]:
+    """Return the arrays of a shard that hold numbers, in the order of their names in the file."""
+    if isinstance(shard, RatingsShard):
+        return [shard.user, shard.item, shard.labels]
+    found = [shard.stored] if isinstance(shard, DenseShard) else [shard.stored, shard.indices]
+    return found if shard.labels is None else [*found, shard.labels]

@@ -53,6 +53,21 @@ def standardising(mean: np.ndarray, deviation: np.ndarray, numeric: np.ndarray, 
     return Scaling(shift.astype(dtype), scale.astype(dtype))
 
 
+def of_sparse(minimum: np.ndarray, maximum: np.ndarray, numeric: np.ndarray, intercept: bool,
+              dtype: np.dtype) -> Scaling:
+    """Return the scaling that brings numeric features of sparse rows into −1 … 1 and leaves the others as they are.
+
+    All (features,). Nothing is shifted, as zeros are to stay zeros, and a feature is divided by its largest magnitude
+    rather than by its deviation, which is tiny where hardly any row has it.
+    """
+    largest = np.maximum(-minimum, maximum)
+    scale = np.ones(len(largest) + 1)
+    scaled = numeric & (largest > 0)
+    scale[:-1][scaled] = 1 / largest[scaled]
+    scale[-1] = float(intercept)
+    return Scaling(np.zeros(len(largest), dtype), scale.astype(dtype))
+
+
 def identity(features: int, intercept: bool, dtype: np.dtype) -> Scaling:
     """Return the scaling that changes nothing."""
     none = np.zeros(features)

@@ -24,7 +24,7 @@ class Factors:
     singular_values: np.ndarray
     V: np.ndarray
     relative_residuals: np.ndarray
-    feature_names: list[str]
+    feature_names: list[str] | None
     method: str
     rows: int
 
@@ -39,8 +39,9 @@ def write_factors(path: Path, factors: Factors) -> None:
         file["singular_values"] = factors.singular_values
         file["V"] = factors.V
         file["relative_residuals"] = factors.relative_residuals
-        file.create_dataset("feature_names", data=factors.feature_names, dtype=h5py.string_dtype(),
-                            shape=(len(factors.feature_names),))
+        if factors.feature_names is not None:
+            file.create_dataset("feature_names", data=factors.feature_names, dtype=h5py.string_dtype(),
+                                shape=(len(factors.feature_names),))
         file.attrs.update(method=factors.method, rows=factors.rows, dml_hpc_version=__version__)
 
 
@@ -50,8 +51,9 @@ def read_factors(path: Path) -> Factors:
         raise UserError(f"{path} is no file; `dml-hpc svd` writes factors")
     try:
         with h5py.File(path, "r", locking=False) as file:
+            named = "feature_names" in file
             return Factors(file["singular_values"][()], file["V"][()], file["relative_residuals"][()],
-                           list(file["feature_names"].asstr()[()]), str(file.attrs["method"]),
+                           list(file["feature_names"].asstr()[()]) if named else None, str(file.attrs["method"]),
                            int(file.attrs["rows"]))
     except (KeyError, AttributeError) as error:
         raise UserError(f"{path} holds no factors ({str(error).splitlines()[0]}); "

@@ -28,13 +28,14 @@ class LinearModel:
     """A linear score x·w + b for raw (not standardised) rows, and how to read it.
 
     ``weights`` is (features + 1,), little endian, the intercept b last (0 when none was trained). ``classes`` are
-    the label's two values (None for a real target), ``class_names`` the source's words for them. ``training``
+    the label's two values (None for a real target), ``class_names`` the source's words for them; ``feature_names`` is
+    None where features have numbers alone. ``training``
     tells how it came about (options, data, loss).
     """
 
     objective: str
     weights: np.ndarray
-    feature_names: list[str]
+    feature_names: list[str] | None
     label: str
     classes: list[float] | None
     class_names: list[str] | None
@@ -65,7 +66,8 @@ def write_model(path: Path, model: LinearModel) -> None:
         file.attrs["class_names"] = json.dumps(model.class_names)
         file.attrs["training"] = json.dumps(model.training)
         file["weights"] = model.weights.astype(model.weights.dtype.newbyteorder("<"))
-        file.create_dataset("feature_names", data=model.feature_names, dtype=h5py.string_dtype())
+        if model.feature_names is not None:
+            file.create_dataset("feature_names", data=model.feature_names, dtype=h5py.string_dtype())
 
 
 def read_model(path: Path) -> LinearModel:
@@ -81,11 +83,12 @@ def read_model(path: Path) -> LinearModel:
                 raise UserError(f"{path} holds no dml-hpc model; `dml-hpc train` makes one")
             if file.attrs["format"] != FORMAT:
                 raise UserError(f"{path} has format {file.attrs['format']}, this version reads {FORMAT}")
-            weights, names = _vector(file, "weights"), _vector(file, "feature_names")
+            weights = _vector(file, "weights")
+            names = _vector(file, "feature_names") if "feature_names" in file else None
             model = LinearModel(
                 objective=file.attrs["objective"],
                 weights=weights.astype(weights.dtype.newbyteorder("=")),
-                feature_names=[name.decode() for name in names],
+                feature_names=None if names is None else [name.decode() for name in names],
                 label=file.attrs["label"],
                 classes=json.loads(file.attrs["classes"]),
                 class_names=json.loads(file.attrs["class_names"]),
@@ -111,8 +114,9 @@ def _vector(file: h5py.File, name: str) -> np.ndarray:
 def _damage(model: LinearModel, digest: object) -> str | None:
     """Return what `write_model` would not have written, None for a whole model."""
     weights, classes, words = model.weights, model.classes, model.class_names
-    if weights.dtype not in (np.float32, np.float64) or len(model.feature_names) + 1 != len(weights):
-        return f"{len(weights)} weights of {weights.dtype} for {len(model.feature_names)} features"
+    features = len(weights) - 1 if model.feature_names is None else len(model.feature_names)
+    if weights.dtype not in (np.float32, np.float64) or features + 1 != len(weights) or not features:
+        return f"{len(weights)} weights of {weights.dtype} for {features} features"
     if model.digest != digest:
         return "its weights are not those it was saved with"
     if not np.isfinite(weights).all():

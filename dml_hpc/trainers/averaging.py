@@ -14,24 +14,27 @@ import numpy as np
 from dml_hpc.comm.clock import Clock
 from dml_hpc.comm.reducer import Reducer
 from dml_hpc.data.batches import RandomShare
+from dml_hpc.data.reading import Reader, Resident
 from dml_hpc.errors import JobError
 from dml_hpc.trainers.problem import Problem
 from dml_hpc.watch import at_step
 
 
-def train_average(reducer: Reducer, problem: Problem, share: RandomShare, weights: np.ndarray, step_size: float,
-                  steps: int, clock: Clock, on_step: Callable[[int, float], None]) -> list[float]:
+def train_average(reducer: Reducer, problem: Problem, reader: Reader, offsets: np.ndarray, share: RandomShare,
+                  weights: np.ndarray, step_size: float, steps: int, clock: Clock,
+                  on_step: Callable[[int, float], None]) -> list[float]:
     """Collective: train on this rank's ``share`` from ``weights`` (features + 1), then average, in place.
 
     Afterwards every rank holds the average of those ranks that have rows. ``steps`` counts the share's chunks; a
-    rank takes one SGD step for each of its rows in them. ``problem.arrays`` holds every shard. ``reducer`` sums
+    rank takes one SGD step for each of its rows in them. ``reader`` holds every shard, shard s the rows
+    ``offsets[s]`` … ``offsets[s + 1] − 1``. ``reducer`` sums
     features + 2 elements: the weights and, last, 1 for a rank with rows. ``on_step(rows, loss)`` is told this rank's
     rows and their mean loss, each before it was learnt from. Returns the mean of those losses over all ranks,
     by epoch. Raises `JobError` on a rank whose loss is no longer finite.
     """
     scaling = problem.scaling
     met = np.zeros((-(-steps // share.steps), 2))  # by epoch: summed loss, rows
-    examples = _Examples(problem)
+    examples = _Examples(problem, reader, offsets)
     clock.start()
     for step in range(steps):
         at_step(step + 1)
@@ -63,10 +66,10 @@ def train_average(reducer: Reducer, problem: Problem, share: RandomShare, weight
 class _Examples:
     """Copies of the rows of a chunk, one after the other in the order of visiting; they lie in any shards."""
 
-    def __init__(self, problem: Problem):
-        self._arrays = problem.arrays
-        self._offsets = problem.offsets
-        stored = next((X.dtype for X, _ in problem.arrays.values()), problem.dtype)
+    def __init__(self, problem: Problem, reader: Reader, offsets: np.ndarray):
+        assert isinstance(reader, Resident), "rows from anywhere"
+        self._arrays, self._offsets = reader.arrays, offsets
+        stored = next((X.dtype for X, _ in reader.arrays.values()), problem.dtype)
         self._X = np.empty((RandomShare.CHUNK_ROWS, problem.features), stored)
         self._y = np.empty(RandomShare.CHUNK_ROWS, problem.dtype)
         self.order = np.arange(RandomShare.CHUNK_ROWS)

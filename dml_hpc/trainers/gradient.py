@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 import numpy as np
 
-from dml_hpc.data.batches import Part
+from dml_hpc.data.reading import Rows
 from dml_hpc.trainers.problem import Problem
 
 
@@ -25,7 +26,7 @@ class Gradient(ABC):
     repeats = False
 
     @abstractmethod
-    def fill(self, parts: list[Part], folded: np.ndarray, buffer: np.ndarray) -> None:
+    def fill(self, parts: Iterable[Rows], folded: np.ndarray, buffer: np.ndarray) -> None:
         """Write this rank's rows' share to ``buffer``; ``folded`` are the weights for raw rows."""
 
     def judge(self, last: np.ndarray, rows: int) -> float | None:
@@ -47,7 +48,7 @@ class FloatGradient(Gradient):
         self._problem = problem
         self.dtype = str(problem.dtype)
 
-    def fill(self, parts: list[Part], folded: np.ndarray, buffer: np.ndarray) -> None:
+    def fill(self, parts: Iterable[Rows], folded: np.ndarray, buffer: np.ndarray) -> None:
         """See `Gradient.fill`."""
         buffer[:] = 0
         buffer[-1] = self._problem.loss_and_gradient(parts, folded, buffer[:-1])
@@ -71,7 +72,7 @@ class FixedPointGradient(Gradient):
         self._problem = problem
         self.unit = self.loss_unit = 2.0**-20
 
-    def fill(self, parts: list[Part], folded: np.ndarray, buffer: np.ndarray) -> None:
+    def fill(self, parts: Iterable[Rows], folded: np.ndarray, buffer: np.ndarray) -> None:
         """See `Gradient.fill`."""
         buffer[:] = 0
         self._problem.fixed_point_gradient(parts, folded, 1 / self.unit, 1 / self.loss_unit, buffer)

@@ -10,6 +10,7 @@ import numpy as np
 
 from dml_hpc.comm.clock import Clock
 from dml_hpc.comm.reducer import Reducer
+from dml_hpc.data.reading import Reader
 from dml_hpc.errors import AgreedError
 from dml_hpc.optim.schedules import Schedule
 from dml_hpc.optim.sgd import Sgd
@@ -19,12 +20,12 @@ from dml_hpc.watch import at_step
 
 
 @np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is found and named
-def train_sync(reducer: Reducer, problem: Problem, gradient: Gradient, weights: np.ndarray, schedule: Schedule,
-               momentum: float, clock: Clock, on_step: Callable[[int, float], None]) -> list[float]:
+def train_sync(reducer: Reducer, problem: Problem, reader: Reader, gradient: Gradient, weights: np.ndarray,
+               schedule: Schedule, momentum: float, clock: Clock, on_step: Callable[[int, float], None]) -> list[float]:
     """Collective: minimise the problem from ``weights`` (features + 1, the same on every rank), in place.
 
-    Afterwards every rank holds the same weights. ``reducer`` sums ``gradient.dtype`` and gathers weights of the
-    problem's dtype, each features + 1 + ``gradient.extra`` elements: each rank updates the weights whose gradient it
+    Afterwards every rank holds the same weights. ``reader`` gives this rank's rows. ``reducer`` sums
+    ``gradient.dtype`` and gathers weights of the problem's dtype, each features + 1 + ``gradient.extra`` elements: each rank updates the weights whose gradient it
     sums, and holds the optimiser's state for these alone. ``on_step(rows, loss)`` is told each step's rows (of all
     ranks) and mean loss. Returns the mean loss of each epoch's batches, as they were met. Raises `AgreedError` on all
     ranks when the loss is no longer finite.
@@ -38,13 +39,14 @@ def train_sync(reducer: Reducer, problem: Problem, gradient: Gradient, weights: 
     clock.start()
     for step in range(schedule.steps):
         at_step(step + 1)
-        parts, count = batches.take(*divmod(step, batches.steps))
-        clock.lap("read")
         problem.scaling.fold(step_taker.weights, folded)
         batch_loss, again = None, False
         while batch_loss is None:
+            parts, count = reader.take(*divmod(step, batches.steps))
+            waited_s = reader.waited_s
+            clock.lap("read")
             gradient.fill(parts, folded, reducer.buffer)
-            clock.lap("compute")
+            clock.lap("compute", reader.waited_s - waited_s)
             step_taker.take(schedule.step_size(step), count, again)
             clock.meet(step_taker.update_s)
             batch_loss, again = gradient.judge(step_taker.last, count), True

@@ -13,9 +13,9 @@ import pytest
 
 from dml_hpc.comm import REDUCERS, circle, doubling, hierarchical, open_reducer, tree
 from dml_hpc.comm.hierarchical import HierarchicalReducer
-from dml_hpc.comm.node_memory import free_bytes
 from dml_hpc.errors import AgreedError
 from dml_hpc.kernels import node as kernels
+from dml_hpc.memory import free_bytes
 
 pytestmark = pytest.mark.mpi
 
@@ -385,7 +385,7 @@ def test_more_than_two_gib(comm, name):
         reducer.buffer[places] = np.arange(5) + comm.rank
         reducer.allreduce()
         np.testing.assert_array_equal(reducer.total[places], 2 * np.arange(5) + 1)
-        comm.Barrier()  # a node's total may be one memory: nobody writes before all have read, and one rank alone writes
+        comm.Barrier()  # a node's total may be one memory: nobody writes before all have read, and one rank alone
         if reducer.name != "hierarchical" or comm.rank == 0:
             reducer.total[places] = 3
         comm.Barrier()

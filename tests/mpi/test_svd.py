@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import data_support
 import h5py
 import numpy as np
 import pytest
@@ -19,8 +20,6 @@ from dml_hpc.comm import REDUCERS, open_reducer
 from dml_hpc.commands import svd
 from dml_hpc.console import Console
 from dml_hpc.data.dataset import open_dataset
-from dml_hpc.data.manifest import Label, Manifest
-from dml_hpc.data.shard import ShardWriter
 from dml_hpc.decomposition.svd import gram
 from dml_hpc.errors import AgreedError, UserError
 from dml_hpc.store.factors import read_factors
@@ -41,19 +40,9 @@ def folder(comm) -> Iterator[Path]:
 def write_dataset(comm, path: Path, X: np.ndarray, shards: int = 3) -> Path:
     """Rank 0 writes X in shards, the last one shorter or empty."""
     if comm.rank == 0:
-        path.mkdir()
-        rows, features = X.shape
+        rows = len(X)
         cuts = [min(rows, i * (-(-rows // shards) + 1)) for i in range(shards)] + [rows]
-        entries = []
-        for i in range(shards):
-            part = X[cuts[i]:cuts[i + 1]]
-            with ShardWriter(path / f"part-{i:05d}.h5", len(part), features, str(X.dtype)) as writer:
-                writer.append(part, np.zeros(len(part)))
-                entries.append(writer.finish())
-        zeros = [0.0] * features
-        names = [f"x{i}" for i in range(features)]
-        Manifest("dense", str(X.dtype), rows, features, int(np.count_nonzero(X)), names, [True] * features,
-                 zeros, zeros, zeros, zeros, [0] * features, [], Label("y", None), entries).write(path)
+        data_support.write_dataset(path, X, np.zeros(rows), np.diff(cuts).tolist(), str(X.dtype))
     comm.Barrier()
     return path
 
@@ -203,7 +192,7 @@ def test_too_many_features_are_refused(comm, folder, monkeypatch):
 
 
 def run(comm, path: Path, output: Path, k: int = 3, allreduce: str = "tree", overwrite: bool = False) -> dict:
-    return svd.run(comm, Console(rank=comm.rank), path, output, k, allreduce, None, overwrite)
+    return svd.run(comm, Console(rank=comm.rank), [path], None, output, k, allreduce, None, overwrite)
 
 
 def test_the_command_writes_and_reports(comm, folder, capsys):

@@ -14,7 +14,9 @@ from dml_hpc.comm import REDUCERS
 from dml_hpc.commands import evaluate, predict, train
 from dml_hpc.console import Console
 from dml_hpc.data.batches import RandomShare
+from dml_hpc.data.csr import Csr, sparse
 from dml_hpc.errors import AgreedError
+from dml_hpc.memory import resident_bytes
 from dml_hpc.mpi import on_root
 from dml_hpc.store.model import read_model
 
@@ -26,7 +28,7 @@ OPTIONS = {
     "steps": None, "step_size": None, "schedule": None, "momentum": None, "warmup": None, "l2": 1e-4,
     "intercept": True, "scale": True, "shuffle": True, "seed": 3, "dtype": "float32", "reproducible": False,
     "compression": "none", "compression_ratio": None, "compression_rank": None,
-    "overwrite": False,
+    "overwrite": False, "x_key": None, "y_key": None, "memory_limit": None,
 }
 
 
@@ -43,6 +45,7 @@ def classes(rows, features=5, seed=0):
 
 
 def fit(comm, data, output, **changes):
+    data = [data] if isinstance(data, Path) else data
     return train.run(comm, Console(rank=1), data, output, **{**OPTIONS, **changes})
 
 
@@ -223,7 +226,7 @@ def test_features_that_are_not_finite_are_named_when_scored(comm, folder):
             file["X"][200, 1] = np.nan
     comm.Barrier()
     with pytest.raises(AgreedError, match="the score of row 200 is nan"):
-        evaluate.run(comm, Console(rank=1), folder / "m.h5", data)
+        evaluate.run(comm, Console(rank=1), folder / "m.h5", [data], None, None)
 
 
 def test_a_diverging_run_stops_on_all_ranks_together_and_saves_nothing(comm, folder):
@@ -243,8 +246,9 @@ def test_evaluation_and_prediction_do_not_depend_on_the_number_of_ranks(comm, fo
     data = make(comm, folder, "data", X, y, [100, 0, 600])
     fit(comm, data, folder / "m.h5")
     comm.Barrier()
-    result = evaluate.run(comm, Console(rank=1), folder / "m.h5", data)
-    predicted = predict.run(comm, Console(rank=1), folder / "m.h5", data, folder / "p.h5", overwrite=False)
+    result = evaluate.run(comm, Console(rank=1), folder / "m.h5", [data], None, None)
+    predicted = predict.run(comm, Console(rank=1), folder / "m.h5", [data], None, None, folder / "p.h5",
+                            overwrite=False)
     comm.Barrier()
     with h5py.File(folder / "p.h5", "r") as file:
         score, probability, prediction = file["score"][()], file["probability"][()], file["prediction"][()]
@@ -277,3 +281,111 @@ def test_a_fault_that_only_rank_0_sees_ends_every_rank(comm, folder):
         fit(comm, data, folder / "m.h5", batch_size=None)
     assert (caught.value.rank, caught.value.exit_code) == (0, 2)
     assert (folder / "m.h5").read_bytes() == before
+
+
+def test_rows_that_exceed_the_memory_limit_are_streamed_and_give_the_same_model(comm, folder):
+    X, y = classes(40_000 * comm.size, 64)
+    data = make(comm, folder, "data", X, y, [30_000 * comm.size, 0, 10_000 * comm.size])
+    packed = Path(on_root(comm, lambda: str(write_dataset(folder / "packed", X, y, [len(y)], compression="gzip"))))
+    for batch_size in (1024, "full"):
+        settings = {"reproducible": True, "batch_size": batch_size, "epochs": 2}
+        free = fit(comm, data, folder / f"free-{batch_size}.h5", **settings)
+        assert {split["rows_are"] for split in free["per_rank"]} == {"mapped"}
+        limit = resident_bytes() + (6 << 20)  # this rank's own
+        limited = fit(comm, data, folder / f"limited-{batch_size}.h5", **settings, memory_limit=limit)
+        assert {split["rows_are"] for split in limited["per_rank"]} == {"streamed"}
+        assert limited["weights_digest"] == free["weights_digest"]
+        kept = fit(comm, packed, folder / f"kept-{batch_size}.h5", **settings)
+        assert {split["rows_are"] for split in kept["per_rank"]} == {"memory"}
+        if batch_size == "full":  # in chunks, rows have another order, which a full batch has not
+            assert kept["weights_digest"] == free["weights_digest"]
+
+
+def test_a_limit_that_nothing_fits_is_one_clear_line(comm, folder):
+    X, y = classes(4000)
+    data = make(comm, folder, "data", X, y, [4000])
+    with pytest.raises(AgreedError, match=r"--memory-limit is below the .* MiB that a rank takes"):
+        fit(comm, data, folder / "m.h5", memory_limit=1 << 20)
+    big = make(comm, folder, "big", *classes(800_000), [800_000])
+    with pytest.raises(AgreedError, match="averaging draws rows from anywhere"):
+        fit(comm, big, folder / "m.h5", algorithm="average", batch_size=None, memory_limit=resident_bytes() + (8 << 20))
+    assert not (folder / "m.h5").exists()
+
+
+def test_files_that_were_never_imported_train_like_imported_ones(comm, folder):
+    rng = np.random.default_rng(0)
+    X = rng.integers(-100, 100, (3000, 5)).astype(np.float64)
+    y = (X[:, 0] - X[:, 1] > rng.normal(scale=40, size=3000)).astype(np.int64)
+    data = make(comm, folder, "data", X, y, [1000, 2000])
+
+    def write():
+        kinds = [{"dtype": ">f8"}, {"dtype": "i2", "chunks": (64, 5), "compression": "gzip"}, {"dtype": "f2"}]
+        for number, kind in enumerate(kinds):
+            with h5py.File(folder / f"own-{number}.h5", "w") as file:
+                file.create_dataset("run/features", data=X[1000 * number:1000 * number + 1000], **kind)
+                file.create_dataset("run/class", data=y[1000 * number:1000 * number + 1000].astype(">i4"))
+        return [str(folder / f"own-{number}.h5") for number in range(len(kinds))]
+
+    files = [Path(name) for name in on_root(comm, write)]
+    settings = {"batch_size": "full", "epochs": 5, "reproducible": True}
+    ours = fit(comm, data, folder / "ours.h5", **settings)
+    theirs = fit(comm, files, folder / "theirs.h5", **settings, x_key="run/features", y_key="run/class")
+    assert theirs["weights_digest"] == ours["weights_digest"] and theirs["rows"] == 3000
+    comm.Barrier()
+    scores = evaluate.run(comm, Console(rank=1), folder / "theirs.h5", files, "run/features", "run/class")
+    assert scores["loss"] == pytest.approx(evaluate.run(comm, Console(rank=1), folder / "ours.h5", [data], None,
+                                                        None)["loss"], rel=1e-5)
+    with pytest.raises(AgreedError, match="has no dataset y"):
+        fit(comm, files, folder / "no.h5", x_key="run/features")
+    with pytest.raises(AgreedError, match="is a data set with a manifest"):
+        fit(comm, data, folder / "no.h5", x_key="X")
+
+
+def test_some_shards_of_a_data_set_are_a_data_set(comm, folder):
+    X, y = classes(3000)
+    make(comm, folder, "data", X, y, [1000, 500, 1500])
+    part = make(comm, folder, "part", np.vstack([X[:1000], X[1500:]]), np.append(y[:1000], y[1500:]), [2500])
+    files = [folder / "data" / f"part-0000{number}.h5" for number in (0, 2)]
+    settings = {"batch_size": "full", "reproducible": True, "scale": False}
+    some = fit(comm, files, folder / "some.h5", **settings)
+    assert some["weights_digest"] == fit(comm, part, folder / "part.h5", **settings)["weights_digest"]
+    assert read_model(folder / "some.h5").feature_names == [f"x{j}" for j in range(5)]
+
+
+@pytest.mark.parametrize("reproducible", [False, True])
+def test_sparse_rows_give_the_model_of_dense_ones(comm, folder, reproducible):
+    rng = np.random.default_rng(4)
+    X = np.where(rng.random((2000, 40)) < 0.1, rng.integers(1, 5, (2000, 40)), 0).astype(float)
+    y = (X @ rng.standard_normal(40) > 0).astype(float)
+    dense = make(comm, folder, "dense", X, y, [900, 0, 1100])
+    thin = make(comm, folder, "sparse", sparse(X), y, [900, 0, 1100])
+    settings = {"batch_size": "full", "epochs": 20, "step_size": 1.0, "dtype": "float64", "reproducible": reproducible}
+    expected = fit(comm, dense, folder / "dense.h5", **settings, scale=False)
+    got = fit(comm, thin, folder / "sparse.h5", **settings, scale=False)
+    assert got["loss"] == pytest.approx(expected["loss"], rel=1e-9)
+    comm.Barrier()
+    np.testing.assert_allclose(read_model(folder / "sparse.h5").weights, read_model(folder / "dense.h5").weights,
+                               rtol=1e-6, atol=1e-9)
+    one, other = (evaluate.run(comm, Console(rank=1), folder / "sparse.h5", [data], None, None)
+                  for data in (dense, thin))
+    assert one["loss"] == pytest.approx(other["loss"], rel=1e-9)
+    # Scaled, features lie in −1 … 1: the model is that of rows divided by their largest magnitudes.
+    scaled = fit(comm, thin, folder / "scaled.h5", **settings)
+    divided = make(comm, folder, "quotients", X / X.max(axis=0), y, [2000])
+    expected = fit(comm, divided, folder / "divided.h5", **settings, scale=False)
+    assert scaled["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+
+
+def test_sparse_rows_that_exceed_the_memory_limit_are_streamed(comm, folder):
+    rng = np.random.default_rng(5)
+    rows = 30_000 * comm.size
+    entries = rng.integers(0, 50, (rows, 40)) + np.arange(40) * 50
+    X = Csr(np.ones(rows * 40, "f4"), entries.reshape(-1).astype("i4"), np.arange(rows + 1) * 40, 2000)
+    data = make(comm, folder, "data", X, rng.integers(0, 2, rows), [rows // 3, rows - rows // 3])
+    settings = {"epochs": 1, "batch_size": 4096, "reproducible": True, "allreduce": "mpi"}
+    free = fit(comm, data, folder / "free.h5", **settings)
+    limited = fit(comm, data, folder / "limited.h5", **settings, memory_limit=resident_bytes() + (7 << 20))
+    assert {split["rows_are"] for split in limited["per_rank"]} == {"streamed"}
+    assert limited["weights_digest"] == free["weights_digest"]
+    with pytest.raises(AgreedError, match="holds sparse rows, which --algorithm average does not take"):
+        fit(comm, data, folder / "no.h5", algorithm="average", batch_size=None)

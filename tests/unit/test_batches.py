@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dml_hpc.data.batches import Batches, RandomShare
+from dml_hpc.data.dataset import Dataset
+from dml_hpc.data.manifest import Label, Manifest, ShardEntry
 from dml_hpc.layout import bound, split
 
 
 def dataset(shard_rows):
-    offsets = np.concatenate([[0], np.cumsum(shard_rows)]).astype(np.int64)
-    return SimpleNamespace(offsets=offsets, rows=int(offsets[-1]))
+    shards = [ShardEntry(f"part-{number:05d}.h5", rows, rows, "") for number, rows in enumerate(shard_rows)]
+    rows = sum(shard_rows)
+    manifest = Manifest("dense", "float32", rows, 3, rows, None, None, [], Label("y", None), shards)
+    return Dataset(Path("data"), manifest, [Path(shard.file) for shard in shards])
 
 
 def steps(data, batch_size, size, epoch=0, seed=5):

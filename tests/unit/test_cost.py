@@ -11,8 +11,8 @@ from dml_hpc.comm import REDUCERS
 from dml_hpc.comm.addends import Addends, whole_numbers
 from dml_hpc.comm.cost import Cost, cost, fit, least_seconds
 from dml_hpc.comm.elements import DTYPES
-from dml_hpc.comm.node_memory import free_bytes
 from dml_hpc.comm.wire import Wire, phases
+from dml_hpc.memory import free_bytes
 from dml_hpc.reports.allreduce import Measured, limit_bus_bandwidth, models, rows, wires
 from dml_hpc.reports.plots import allreduce_figure, as_svg
 
@@ -164,7 +164,7 @@ def test_labels_stand_beside_their_curves():
 
 
 def test_memory_is_known_and_limited(tmp_path, monkeypatch):
-    from dml_hpc.comm import node_memory
+    from dml_hpc import memory as node_memory
 
     free = free_bytes()
     assert free is not None and free > MIB

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from data_support import write_dataset
 
-from dml_hpc.commands import data_info
-from dml_hpc.console import Console
+from dml_hpc.data.csr import Csr, sparse
 from dml_hpc.data.dataset import Dataset, open_dataset
-from dml_hpc.data.shard import ALIGNMENT_BYTES, ShardSeries, ShardWriter, file_sha256, open_shard
+from dml_hpc.data.shard import DenseShard, open_shard
+from dml_hpc.data.writer import ALIGNMENT_BYTES, open_writer
 from dml_hpc.errors import UserError
+from dml_hpc.files import file_sha256
 
 X = np.arange(60, dtype=np.float64).reshape(12, 5) - 7
 Y = np.arange(12) % 3
@@ -33,35 +34,56 @@ def is_mapped(array: np.ndarray) -> bool:
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_shard_roundtrip_is_mapped_without_a_copy(tmp_path: Path, dtype: str) -> None:
-    with ShardWriter(tmp_path / "part.h5", 12, 5, dtype) as writer:
+    with open_writer(tmp_path / "part.h5", "dense", 12, 5, dtype) as writer:
         writer.append(X[:7], Y[:7])
         assert writer.free == 5
         writer.append(X[7:], Y[7:])
-        entry = writer.finish()
+        writer.close()
+        entry = writer.entry()
     assert (entry.rows, entry.nonzeros) == (12, 59)
     assert entry.sha256 == file_sha256(tmp_path / "part.h5")
-    x, y = open_shard(tmp_path / "part.h5", 12, 5, dtype)
+    shard = open_shard(tmp_path / "part.h5")
+    assert isinstance(shard, DenseShard)
+    x, y = shard.whole(), shard.y()
     assert x.dtype == dtype and y.dtype == ("float32" if dtype == "float16" else dtype)
     np.testing.assert_array_equal(x, X)
     np.testing.assert_array_equal(y, Y)
-    assert is_mapped(x) and is_mapped(y)
+    assert shard.mappable and is_mapped(x)
+    shard.close()
     with h5py.File(tmp_path / "part.h5") as file:
         assert file["X"].id.get_offset() % ALIGNMENT_BYTES == 0
+
+
+@pytest.mark.parametrize("compression", [None, "gzip", "lzf", "blosc2", "zstd"])
+@pytest.mark.parametrize("kind", ["dense", "csr"])
+def test_what_is_written_is_read_in_any_kind_and_compression(tmp_path: Path, kind: str, compression: str) -> None:
+    if compression in ("blosc2", "zstd"):
+        pytest.importorskip("hdf5plugin")
+    x: np.ndarray | Csr = X if kind == "dense" else sparse(X)
+    dataset = open_dataset(write_dataset(tmp_path / "d", x, Y, [5, 0, 7], compression=compression))
+    assert dataset.shard(0).mappable == (compression is None)
+    for start, stop in [(0, 12), (3, 9), (5, 5)]:
+        found, labels = whole(dataset, start, stop)
+        np.testing.assert_array_equal(found, X[start:stop])
+        np.testing.assert_array_equal(labels, Y[start:stop])
 
 
 def test_writing_to_a_mapped_shard_does_not_reach_the_file(tmp_path: Path) -> None:
     dataset = open_dataset(write_dataset(tmp_path / "d", X, Y, [12]))
     before = file_sha256(tmp_path / "d" / "part-00000.h5")
-    dataset.shard(0)[0][:] = 0
+    x = dataset.shard(0).whole()
+    assert isinstance(x, np.ndarray)
+    x[:] = 0
     assert file_sha256(tmp_path / "d" / "part-00000.h5") == before
 
 
-@pytest.mark.parametrize("how", [{"chunks": (4, 2)}, {"chunks": (4, 5), "compression": "gzip"}, {"dtype": ">f4"}])
+@pytest.mark.parametrize("how", [{"chunks": (4, 2)}, {"chunks": (4, 5), "compression": "gzip"}, {"dtype": ">f4"},
+                                 {"dtype": "i2"}])
 def test_other_layouts_are_read(tmp_path: Path, how: dict[str, object]) -> None:
     with h5py.File(tmp_path / "part.h5", "w") as file:
         file.create_dataset("X", data=X, **{"dtype": "f4", **how})
         file.create_dataset("y", data=Y.astype(np.float32))
-    x, y = open_shard(tmp_path / "part.h5", 12, 5, "float32")
+    x, y = whole(open_dataset(tmp_path / "part.h5"), 0, 12)
     np.testing.assert_array_equal(x, X)
     np.testing.assert_array_equal(y, Y)
     assert not is_mapped(x)
@@ -145,7 +167,7 @@ def test_a_hostile_size_that_the_manifest_confirms_is_never_allocated(tmp_path: 
         file.create_dataset("X", (10**9, 1000), "f4", chunks=chunks)
         file.create_dataset("y", (10**9,), "f4", chunks=chunks and (1000,))
     with pytest.raises(UserError, match="does not hold all that /X claims"):
-        open_shard(tmp_path / "part.h5", 10**9, 1000, "float32")
+        open_shard(tmp_path / "part.h5")
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyError, AttributeError, ValueError, TypeError, MemoryError,
@@ -162,12 +184,14 @@ def test_whatever_the_reader_raises_is_one_line(tmp_path: Path, monkeypatch: pyt
 
 
 def whole(dataset: Dataset, start: int, stop: int, most_rows: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    pieces = dataset.pieces(start, stop, most_rows)
-    firsts = [piece.first for piece in pieces]
-    assert firsts == list(np.cumsum([start, *(len(piece.y) for piece in pieces)])[:-1])
-    assert all(0 < len(piece.y) <= (most_rows or 12) and len(piece.X) == len(piece.y) for piece in pieces)
-    return (np.concatenate([piece.X for piece in pieces] or [X[:0]]),
-            np.concatenate([piece.y for piece in pieces] or [Y[:0]]))
+    """Return dense copies of a range of rows, having looked at how they were cut."""
+    found, first = [], start
+    for piece in dataset.pieces(start, stop, most_rows):
+        assert piece.first == first and 0 < len(piece.y) <= (most_rows or 12) and len(piece.X) == len(piece.y)
+        found.append((piece.X.dense() if isinstance(piece.X, Csr) else piece.X.copy(), piece.y.copy()))
+        first += len(piece.y)
+    assert first == stop
+    return (np.concatenate([X[:0], *(x for x, _ in found)]), np.concatenate([Y[:0], *(y for _, y in found)]))
 
 
 @pytest.mark.parametrize("shards", [[12], [5, 7], [0, 4, 0, 0, 1, 7, 0]])
@@ -179,20 +203,6 @@ def test_pieces_cover_any_range_across_shards(tmp_path: Path, shards: list[int],
             x, y = whole(dataset, start, stop, most_rows)
             np.testing.assert_array_equal(x, X[start:stop])
             np.testing.assert_array_equal(y, Y[start:stop])
-
-
-@pytest.mark.parametrize("shards", [1, 5, 12, 17])
-@pytest.mark.parametrize("step", [1, 5, 12])
-def test_a_series_of_shards_splits_the_rows_evenly(tmp_path: Path, shards: int, step: int) -> None:
-    with ShardSeries(tmp_path, 12, 5, "float32", shards) as series:
-        for start in range(0, 12, step):
-            series.append(X[start:start + step], Y[start:start + step])
-        entries = series.finish()
-    rows = [entry.rows for entry in entries]
-    assert len(rows) == shards and sum(rows) == 12 and max(rows) - min(rows) <= 1
-    parts = [open_shard(tmp_path / entry.file, entry.rows, 5, "float32") for entry in entries]
-    np.testing.assert_array_equal(np.concatenate([x for x, _ in parts]), X)
-    np.testing.assert_array_equal(np.concatenate([y for _, y in parts]), Y)
 
 
 def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
@@ -216,22 +226,26 @@ def change(*keys: Any, to: Any) -> Callable[[Any], None]:
 
 
 DAMAGED_MANIFESTS: dict[str, Callable[[Any], None]] = {
-    **{f"{name} of {value}": change(name, 0, to=value)
+    **{f"{name} of {value}": change("statistics", name, 0, to=value)
        for name in ("mean", "deviation", "minimum", "maximum")
        for value in (float("nan"), float("inf"), True, "1", None, 10**400)},
-    "a negative deviation": change("deviation", 0, to=-1.0),
-    "a negative missing": change("missing", 0, to=-1),
-    "a missing of true": change("missing", 0, to=True),
-    "a fraction missing": change("missing", 0, to=0.5),
-    "numeric of 1": change("numeric", 0, to=1),
+    "a negative deviation": change("statistics", "deviation", 0, to=-1.0),
+    "a negative missing": change("statistics", "missing", 0, to=-1),
+    "a missing of true": change("statistics", "missing", 0, to=True),
+    "a fraction missing": change("statistics", "missing", 0, to=0.5),
+    "numeric of 1": change("statistics", "numeric", 0, to=1),
     "a name of 1": change("feature_names", 0, to=1),
     "another name": change("feature_names", 0, to="other"),
     "huge rows": lambda table: table.update(rows=2**53 + 1, shards=[{**table["shards"][0], "rows": 2**53 + 1}]),
     "rows of true": change("rows", to=True),
     "format of a list": change("format", to=[1]),
     "no features": lambda table: table.update(
-        features=0, columns=[], **{name: [] for name in ("feature_names", "numeric", "mean", "deviation", "minimum",
-                                                         "maximum", "missing")}),
+        features=0, columns=[], feature_names=[], statistics={name: [] for name in table["statistics"]}),
+    "statistics of a list": change("statistics", to=[]),
+    "statistics elsewhere": change("statistics", to={"file": "../statistics.h5", "sha256": ""}),
+    "another kind": change("kind", to="sparse"),
+    "hash bits that do not fit": change("hash_bits", to=3),
+    "a compression of 1": change("compression", to=1),
     "source of a list": change("source", to=[]),
     "fill of words": change("source", to={"fill": {"x0": "1"}}),
     "a column of another kind": change("columns", 0, "kind", to="ordinal"),
@@ -282,35 +296,3 @@ def test_a_manifest_that_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch
     monkeypatch.setattr(Path, method, refuse)
     with pytest.raises(UserError, match=r"manifest\.json cannot be read: .*Permission denied"):
         open_dataset(tmp_path / "d")
-
-
-def test_info_counts_labels_and_lists_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = data_info.run(Console(), write_dataset(tmp_path / "d", X, Y, [5, 0, 7]))
-    assert found["exit_code"] == 0
-    assert {key: found[key] for key in ("rows", "features", "nonzeros", "shards", "dtype", "problems")} == {
-        "rows": 12, "features": 5, "nonzeros": 59, "shards": 3, "dtype": "float32", "problems": []}
-    assert found["label"] == {"name": "label", "values": [0, 1, 2], "names": None, "missing": 0, "counts": [4, 4, 4]}
-    assert [column["name"] for column in found["columns"]] == ["x0", "x1", "x2", "x3", "x4"]
-    printed = capsys.readouterr().out
-    assert "12 rows × 5 features" in printed and "2: 4 rows" in printed and "x4" in printed
-
-
-@pytest.mark.parametrize("how", BROKEN)
-def test_info_reports_what_is_broken_and_counts_the_rest(tmp_path: Path, how: str) -> None:
-    folder = write_dataset(tmp_path / "d", X, Y, [6, 6])
-    break_shard(folder / "part-00001.h5", how)
-    found = data_info.run(Console(), folder)
-    assert [problem["file"] for problem in found["problems"]] == ["part-00001.h5"]
-    assert found["problems"][0].keys() == {"file", "where", "problem"}
-    assert found["label"]["counts"] == [2, 2, 2]
-    assert found["problems"][0]["where"] == "file" and found["exit_code"] == 1
-
-
-def test_info_reports_a_shard_that_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = write_dataset(tmp_path / "d", X, Y, [6, 6])
-    with h5py.File(folder / "part-00001.h5", "r+") as file:
-        file["X"][0, 0] += 1
-    found = data_info.run(Console(), folder)
-    assert [(problem["file"], problem["where"]) for problem in found["problems"]] == [("part-00001.h5", "checksum")]
-    assert found["exit_code"] == 1 and "has changed since it was imported" in capsys.readouterr().out
-    assert found["label"]["counts"] == [4, 4, 4]

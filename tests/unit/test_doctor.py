@@ -159,6 +159,36 @@ def test_environment(monkeypatch):
     assert "NUMBA_CACHE_DIR" in check.fix
 
 
+def test_locks_are_tried_by_hdf5_itself(monkeypatch, tmp_path):
+    monkeypatch.delenv("HDF5_USE_FILE_LOCKING", raising=False)
+    monkeypatch.chdir(tmp_path)
+    check = machine.check_locking()
+    assert check.status == OK
+    assert "reading takes no locks" in check.detail
+    refusal = Outcome(1, "", "BlockingIOError: unable to lock file, errno = 37")
+    monkeypatch.setattr(machine, "python", lambda code: refusal)
+    check = machine.check_locking()
+    assert (check.status, check.fix) == (BROKEN, "export HDF5_USE_FILE_LOCKING=FALSE")
+    assert "unable to lock file" in check.detail
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_current_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    check = machine.check_current_folder()
+    assert check.status == OK
+    assert list(tmp_path.iterdir()) == []
+
+    def refuse(*paths):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    check = machine.check_current_folder()
+    assert check.status == BROKEN
+    assert "Invalid cross-device link" in check.detail
+    assert "-o" in check.fix
+
+
 def test_a_check_that_raises_is_an_answer(quiet, monkeypatch):
     def check_something_odd():
         raise ZeroDivisionError("oops")

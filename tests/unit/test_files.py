@@ -11,10 +11,12 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
+from data_support import ArraySource
 
-from dml_hpc.data.shard import ShardSeries
-from dml_hpc.errors import UserError
+from dml_hpc.data.build import build
+from dml_hpc.errors import AgreedError, UserError
 from dml_hpc.files import check_output, replaced_file, replaced_folder
+from dml_hpc.mpi import Alone, shared_folder
 
 
 def refused(path: Path, message: str, *, folder: bool = False) -> None:
@@ -102,8 +104,9 @@ def test_other_failures_stay_what_they_are(error: BaseException, tmp_path: Path)
 
 def test_shards_that_do_not_fit_on_the_disk_are_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=10**9, free=10**6))
-    with pytest.raises(UserError, match=r"out: No space left on device$"), replaced_folder(tmp_path / "out") as folder:
-        ShardSeries(folder, 1000, 1000, "float32", 1)
+    with pytest.raises(AgreedError, match=r"cannot write the shards: No space left on device$"), \
+            shared_folder(Alone(), tmp_path / "out") as folder:
+        build(Alone(), folder, {"": ArraySource(np.ones((1000, 1000)), np.ones(1000))}, shards=1, dtype="float32")
     assert os.listdir(tmp_path) == []
 
 
@@ -112,9 +115,9 @@ def test_a_shard_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch:
         raise OSError("Can't synchronously write data (errno = 28, error message = 'No space left on device')")
 
     monkeypatch.setattr(h5py.Dataset, "__setitem__", full)
-    with (pytest.raises(UserError, match=r"out: No space left on device$"), replaced_folder(tmp_path / "out") as folder,
-          ShardSeries(folder, 2, 2, "float32", 1) as series):
-        series.append(np.ones((2, 2)), np.ones(2))
+    with pytest.raises(AgreedError, match=r"cannot write the shards: No space left on device$"), \
+            shared_folder(Alone(), tmp_path / "out") as folder:
+        build(Alone(), folder, {"": ArraySource(np.ones((2, 2)), np.ones(2))}, shards=1, dtype="float32")
     assert os.listdir(tmp_path) == []
 
 

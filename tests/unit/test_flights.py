@@ -33,7 +33,7 @@ def flights(tmp_path_factory):
 
 
 def whole(path):
-    pieces = open_dataset(path).pieces(0, open_dataset(path).rows)
+    pieces = list(open_dataset(path).pieces(0, open_dataset(path).rows))
     return np.concatenate([piece.X for piece in pieces]), np.concatenate([piece.y for piece in pieces])
 
 
@@ -52,8 +52,9 @@ def test_two_ranks_learn_flights_as_well_as_scikit_learn(flights, mpirun, tmp_pa
 
     X, y = whole(flights / "train")
     manifest = open_dataset(flights / "train").manifest
-    numeric = np.array(manifest.numeric)
-    mean, deviation = np.array(manifest.mean, "f4")[numeric], np.array(manifest.deviation, "f4")[numeric]
+    numeric = manifest.statistics.numeric
+    mean, deviation = (figures.astype("f4")[numeric] for figures in (manifest.statistics.mean,
+                                                                     manifest.statistics.deviation))
     X_test, y_test = whole(flights / "test")
     for rows in (X, X_test):
         rows[:, numeric] = (rows[:, numeric] - mean) / deviation

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FLOORS = [
-    {"errors", "layout", "files", "console", "launch", "supervise", "watch", "watched", "mpi", "config"},
+    {"errors", "layout", "files", "console", "launch", "supervise", "watch", "watched", "mpi", "memory", "config"},
     {"kernels"},
     {"data"},
     {"comm", "objectives", "optim", "store"},

@@ -16,6 +16,7 @@ import numpy as np
 
 from dml_hpc.comm.clock import Clock
 from dml_hpc.comm.reducer import Reducer
+from dml_hpc.data.csr import Csr
 from dml_hpc.data.dataset import Dataset
 from dml_hpc.errors import JobError, UserError
 from dml_hpc.layout import split
@@ -180,8 +181,9 @@ def _blocks(dataset: Dataset, start: int, stop: int, clock: Clock,
         last = min(first + most, stop)
         block = buffer[:last - first]
         with clock.phase("read"):
-            for piece in dataset.pieces(first, last):
-                block[piece.first - first:piece.first - first + len(piece.X)] = piece.X
+            for piece in dataset.pieces(first, last, most):
+                X = piece.X.dense() if isinstance(piece.X, Csr) else piece.X
+                block[piece.first - first:piece.first - first + len(X)] = X
         yield first, block
         progressed()
         bar.advance(last - first)
@@ -194,7 +196,7 @@ def _not_finite(dataset: Dataset, first: int, block: np.ndarray) -> str:
         bad, found = np.argwhere(np.abs(block) == np.abs(block).max()), "too large to be squared in float64"
     row, column = first + int(bad[0, 0]), int(bad[0, 1])
     shard = int(np.searchsorted(dataset.offsets, row, side="right")) - 1
-    file = dataset.path / dataset.manifest.shards[shard].file
-    return (f"{file}: X[{row - int(dataset.offsets[shard])}, {column}] "
-            f"('{dataset.manifest.feature_names[column]}') is {block[tuple(bad[0])]}, {found}; "
+    names = dataset.manifest.feature_names
+    return (f"{dataset.paths[shard]}: X[{row - int(dataset.offsets[shard])}, {column}] "
+            f"('{names[column] if names else column}') is {block[tuple(bad[0])]}, {found}; "
             "mend or drop that row and import the data again")

@@ -1,7 +1,8 @@
-"""How much memory a node still has."""
+"""How much memory a node still has, and how much a process takes."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _GROUPS = Path("/sys/fs/cgroup")
@@ -28,6 +29,17 @@ def free_bytes() -> int | None:
             for group in (own, *own.parents):
                 free = min(free, _left(group, free))
     return max(free, 0)
+
+
+def resident_bytes() -> int:
+    """Return how much of this process lies in memory now, pages of mapped files included."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_bytes() -> int:
+    """Return the most that this process ever had in memory, pages of mapped files included."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["VmHWM"].split()[0]) * 1024
 
 
 def _left(group: Path, otherwise: int) -> int:

@@ -1,0 +1,69 @@
+"""What every verb that reads rows shares: its data set, and how much memory the rows may take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dml_hpc.data.batches import Batches
+from dml_hpc.data.dataset import Dataset, open_dataset, with_statistics
+from dml_hpc.data.reading import stored_bytes
+from dml_hpc.data.shard import Keys
+from dml_hpc.errors import UserError
+from dml_hpc.memory import free_bytes, resident_bytes
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
+
+def open_data(comm: Intracomm, data: Sequence[Path], x_key: str | None, y_key: str | None,
+              statistics: bool = False, labels: bool = True) -> Dataset:
+    """Collective: open what a command line names; with ``statistics`` count those that no manifest has.
+
+    Without ``labels`` files without a manifest need none.
+
+    Raises `AgreedError` for what is no data set.
+    """
+    keys = None
+    if not (x_key is None and y_key is None):
+        keys = Keys(x_key or Keys().x, y_key or Keys().y)
+    dataset = open_dataset(data, keys, comm, labels)
+    return with_statistics(comm, dataset) if statistics else dataset
+
+
+def named(data: Sequence[Path]) -> str:
+    """Return the data as a record tells it."""
+    return str(data[0]) if len(data) == 1 else " ".join(map(str, data))
+
+
+def most_row_bytes(dataset: Dataset, batches: Batches, node_ranks: int, memory_limit: int | None) -> int | None:
+    """Return how much memory this rank's rows may take, None: as much as they need.
+
+    Under ``memory_limit`` (bytes, the whole process), what the process does not take already. Without one, rows that
+    are mapped cost nothing, as the system takes their pages back when it needs them; others may take half of what the
+    node has free, shared by its ``node_ranks`` ranks. Raises `UserError` on this rank alone.
+    """
+    if memory_limit is not None:
+        left = memory_limit - resident_bytes()
+        if left <= 0:
+            raise UserError(f"--memory-limit is below the {resident_bytes() >> 20:,} MiB that a rank takes before it "
+                            "has read a row; give more")
+        return left
+    mapped = all(dataset.shard(number).mappable for number in batches.shards)
+    free = free_bytes()
+    return None if mapped or free is None else free // 2 // node_ranks
+
+
+def check_resident(dataset: Dataset, dtype: np.dtype, most_bytes: int | None) -> None:
+    """Raise `UserError` when the whole data set does not fit ``most_bytes``: for algorithms that go anywhere in it."""
+    if most_bytes is None:
+        return
+    rows = [shard.rows for shard in dataset.manifest.shards]
+    needed = sum(stored_bytes(dataset, number, 0, count, dtype) for number, count in enumerate(rows))
+    if needed > most_bytes:
+        raise UserError(f"averaging draws rows from anywhere in {dataset.path}, which takes {needed >> 20:,} MiB a "
+                        f"rank, and only {most_bytes >> 20:,} MiB may be used; give a larger --memory-limit or use "
+                        "--algorithm sync, which reads as it goes")

@@ -1,0 +1,281 @@
+"""Rows of NPY, NPZ and HDF5 files; a NaN is a missing value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dml_hpc.data.array_files import (
+    CSR_PARTS,
+    HDF5,
+    StoredArray,
+    StoredMatrix,
+    open_array,
+    open_hdf5,
+    open_npy,
+    open_npz,
+)
+from dml_hpc.data.csr import Csr, concatenated, index_dtype
+from dml_hpc.data.source import About
+from dml_hpc.errors import UserError
+from dml_hpc.layout import split
+from dml_hpc.mpi import agreed, on_root
+from dml_hpc.watch import progressed
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
+    from dml_hpc.console import Progress
+    from dml_hpc.mpi import Alone
+
+BLOCK_BYTES = 4 << 20
+MOST_SEGMENTS = 64
+SEGMENT_SUMS = 1 << 24
+"""How many sums the segments of a survey may have together."""
+
+
+class ArrayRows:
+    """The rows of several files one after the other, a `RowSource`.
+
+    ``labels`` is an array with the labels of all files' rows; None: they are in the files, or column ``column`` of X.
+    """
+
+    def __init__(self, files: Sequence[StoredMatrix], labels: StoredArray | None, column: int | None, features: int):
+        self.kind = "csr" if files[0].csr else "dense"
+        self.features = features
+        self.about = About(source={"format": files[0].path.suffix.lstrip(".")})
+        self._files = files
+        self._labels = labels
+        self._column = column
+        self._starts = np.concatenate([[0], np.cumsum([file.shape[0] for file in files], dtype=np.int64)])
+        self.rows = int(self._starts[-1])
+        self._fill: np.ndarray | None = None
+        stored = [(file.x or file.csr["data"]).dtype for file in files]
+        self._dtype = np.result_type(*(_float_type(dtype) for dtype in stored))
+        self._may_miss = any(dtype.kind == "f" for dtype in stored)
+        self._last = files[0]
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray | Csr, np.ndarray]:
+        """Return rows ``start`` … ``stop`` − 1, missing values filled in; raises `UserError` for what is damaged."""
+        X, y = self._raw(start, stop)
+        if self._fill is not None:
+            if isinstance(X, Csr):
+                places = np.flatnonzero(np.isnan(X.data))
+                X.data[places] = self._fill[X.indices[places]]
+            else:
+                rows, columns = np.nonzero(np.isnan(X))
+                X[rows, columns] = self._fill[columns]
+        return X, y
+
+    def survey(self, comm: Intracomm | Alone, bar: Progress | None = None) -> None:
+        """Collective: count the missing values and find what fills them, with one pass over the values.
+
+        The rows are cut into segments, each summed by one rank in order, and the sums are added in the segments'
+        order, so that the means do not depend on the ranks. Raises `AgreedError` with the place of an infinite value.
+        """
+        segments = max(1, min(MOST_SEGMENTS, SEGMENT_SUMS // self.features)) if self._may_miss else 0
+        missing = np.zeros(self.features, np.int64)
+        sums = []
+        with agreed(comm):
+            for segment in range(*split(segments, comm.size, comm.rank)):
+                sums.append(np.zeros(self.features))
+                start, stop = split(self.rows, segments, segment)
+                step = self._rows_a_block()
+                for first in range(start, stop, step):
+                    last = min(first + step, stop)
+                    self._survey_block(first, last, missing, sums[-1])
+                    progressed()
+                    if bar is not None:
+                        bar.advance(self._row_bytes() * (last - first))
+        missing = comm.allreduce(missing)
+        columns = np.flatnonzero(missing)
+        if not len(columns):
+            return
+        total = np.zeros(len(columns))
+        for part in comm.allgather([one[columns] for one in sums]):
+            for one in part:
+                total += one
+        self.about.missing = missing
+        self._fill = np.zeros(self.features)
+        self._fill[columns] = total / np.maximum(self.rows - missing[columns], 1)
+
+    def _survey_block(self, start: int, stop: int, missing: np.ndarray, sums: np.ndarray) -> None:
+        from dml_hpc.kernels.rows import survey_rows, survey_values
+
+        X, _ = self._raw(start, stop)
+        if isinstance(X, Csr):
+            bad = survey_values(X.data, X.indices, missing, sums)
+            place = (int(np.searchsorted(X.indptr, bad, side="right")) - 1, int(X.indices[bad])) if bad >= 0 else None
+        else:
+            bad = survey_rows(X, missing, sums)
+            place = divmod(bad, self.features) if bad >= 0 else None
+        if place is not None:
+            raise UserError(f"{self._where(start + place[0])}, column {place[1]} holds an infinite value; "
+                            "mend it, or make it NaN (missing)")
+
+    def _row_bytes(self) -> int:
+        size = self._dtype.itemsize
+        if self.kind == "dense":
+            return max(1, self.features * size)
+        return max(1, (size + 8) * sum(file.csr["data"].shape[0] for file in self._files) // max(1, self.rows))
+
+    def _rows_a_block(self) -> int:
+        return max(1, BLOCK_BYTES // self._row_bytes())
+
+    def _where(self, row: int) -> str:
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return f"{self._files[number].path}: row {row - int(self._starts[number]):,}"
+
+    def _raw(self, start: int, stop: int) -> tuple[np.ndarray | Csr, np.ndarray]:
+        """Return rows as they are stored, in float; X may hold NaN and infinite values."""
+        first = min(int(np.searchsorted(self._starts, start, side="right")), len(self._files)) - 1
+        parts = []
+        for number in range(first, len(self._files)):
+            begin = int(self._starts[number])
+            if number > first and begin >= stop:
+                break
+            inside = slice(max(start - begin, 0), max(0, min(stop - begin, self._files[number].shape[0])))
+            parts.append(self._of_file(self._files[number], begin, inside))
+        if len(parts) == 1:
+            return parts[0]
+        Xs, ys = zip(*parts, strict=True)
+        return concatenated(list(Xs)) if self.kind == "csr" else np.concatenate(Xs), np.concatenate(ys)
+
+    def _of_file(self, file: StoredMatrix, begin: int, rows: slice) -> tuple[np.ndarray | Csr, np.ndarray]:
+        if file is not self._last:  # no more than one file is open at a time
+            for array in self._last.arrays:
+                array.close()
+            self._last = file
+        X = self._csr(file, begin, rows) if file.x is None else file.x[rows].astype(self._dtype, copy=False)
+        if self._labels is not None:
+            y = self._labels[begin + rows.start:begin + rows.stop]
+        elif self._column is not None and isinstance(X, np.ndarray):
+            y, X = X[:, self._column], np.delete(X, self._column, axis=1)
+        else:
+            assert file.y is not None
+            y = file.y[rows]
+        y = y.reshape(-1).astype(np.float64)
+        bad = np.flatnonzero(~np.isfinite(y))
+        if len(bad):
+            raise UserError(f"{self._where(begin + rows.start + int(bad[0]))}: its label is {y[bad[0]]}; "
+                            "mend it or leave the row out")
+        return X, y
+
+    def _csr(self, file: StoredMatrix, begin: int, rows: slice) -> Csr:
+        from dml_hpc.kernels.rows import clean_rows
+
+        indptr = file.csr["indptr"][rows.start:rows.stop + 1].astype(np.int64)
+        first, last = int(indptr[0]), int(indptr[-1])
+        if first < 0 or (np.diff(indptr) < 0).any() or last > file.csr["data"].shape[0]:
+            raise UserError(f"{file.csr['indptr'].name} is no row pointer: it falls, or points beyond the data")
+        indices = file.csr["indices"][first:last].astype(np.int64)
+        data = file.csr["data"][first:last].astype(self._dtype, copy=False)
+        indptr -= first
+        bad = clean_rows(indices, data, indptr, self.features)
+        if bad >= 0:
+            raise UserError(f"{self._where(begin + rows.start + bad)} has a column that is not in "
+                            f"0 … {self.features - 1:,}")
+        count = indptr[-1]
+        return Csr(data[:count], indices[:count].astype(index_dtype(self.features)), indptr, self.features)
+
+
+def _float_type(dtype: np.dtype) -> np.dtype:
+    """Return the type that values are read in: float32 where it holds them exactly, else float64."""
+    exact = dtype.itemsize <= (4 if dtype.kind == "f" else 2)
+    return np.dtype(np.float32 if exact else np.float64)
+
+
+def open_arrays(comm: Intracomm | Alone, paths: Sequence[Path], scratch: Path, *, label: str | None = None,
+                x_key: str | None = None, y_key: str | None = None, features: int | None = None,
+                bar: Progress | None = None) -> ArrayRows:
+    """Collective: open NPY, NPZ or HDF5 files, all of the same features, as rows one after the other.
+
+    NPY: X is the array, (rows, features); ``label`` is the number of the column that is the label (negative: from the
+    end), or the path of an NPY file with all labels. NPZ and HDF5: X is ``x_key`` ("X", else "x"), y is ``y_key`` ("y")
+    unless ``label`` is given; CSR is what ``scipy.sparse.save_npz`` writes, or a group of data, indices and indptr
+    (with or without ``shape``). Any integer or float type, any byte order. A CSR matrix has ``features`` features if
+    that is more. A NaN in X is missing: it is counted, and filled with the mean of its column's other values (of CSR
+    rows with the zeros). Memory does not grow with the files; compressed NPZ files are unpacked into ``scratch``.
+    ``bar`` advances by the bytes this rank has surveyed. Raises `AgreedError` for what does not fit, with its place.
+    """
+    rows = on_root(comm, lambda: _opened(paths, scratch, label, x_key, y_key, features))
+    rows.survey(comm, bar)
+    return rows
+
+
+def _opened(paths: Sequence[Path], scratch: Path, label: str | None, x_key: str | None, y_key: str | None,
+            features: int | None) -> ArrayRows:
+    files = []
+    for number, path in enumerate(paths):
+        if path.suffix == ".npy":
+            if x_key or y_key:
+                raise UserError(f"{path} holds one array, without keys; leave --x-key and --y-key out")
+            files.append(open_npy(path))
+        elif path.suffix in HDF5:
+            files.append(open_hdf5(path, x_key, y_key))
+        else:
+            files.append(open_npz(path, scratch / f"unpacked-{number:05d}", x_key, y_key))
+    width = max(file.shape[1] for file in files)
+    for file in files:
+        _check(file)
+        if bool(file.csr) != bool(files[0].csr):
+            raise UserError(f"{file.path} and {files[0].path} differ: one is sparse, the other is not")
+        if file.shape[1] != width and not file.csr:
+            raise UserError(f"{file.path} has {file.shape[1]:,} features, another file {width:,}")
+    labels, column = _label(files, label, width)
+    width -= column is not None
+    if features is not None and (features < width or not files[0].csr) and features != width:
+        raise UserError(f"--features {features:,} does not fit: {files[0].path} has {width:,}")
+    if width < 1:
+        raise UserError(f"{files[0].path} has no features")
+    return ArrayRows(files, labels, column, max(width, features or 0))
+
+
+def _check(file: StoredMatrix) -> None:
+    """Raise `UserError` when the arrays of a file are no numbers, or do not fit each other."""
+    for array in file.arrays:
+        whole = array in (file.csr.get("indices"), file.csr.get("indptr"))
+        if array.dtype.kind not in ("iu" if whole else "fiub") or array.dtype.itemsize > 8:
+            raise UserError(f"{array.name} holds {array.dtype}; it must hold "
+                            + ("integers" if whole else "integers or floats of at most 64 bits"))
+    rows = file.shape[0]
+    if file.csr:
+        data, indices, indptr = (file.csr[part] for part in CSR_PARTS)
+        if len(indptr.shape) != 1 or indptr.shape[0] != rows + 1 or len(data.shape) != 1 or data.shape != indices.shape:
+            raise UserError(f"{file.path} is no CSR matrix of {rows:,} rows: data {data.shape}, indices "
+                            f"{indices.shape}, indptr {indptr.shape}")
+    if file.y is not None:
+        _check_labels(file.y, rows)
+
+
+def _check_labels(y: StoredArray, rows: int) -> None:
+    if y.shape not in ((rows,), (rows, 1)):
+        raise UserError(f"{y.name} has the shape {tuple(y.shape)}; {rows:,} rows need as many labels")
+    if y.dtype.kind not in "fiub" or y.dtype.itemsize > 8:
+        raise UserError(f"{y.name} holds {y.dtype}; labels must be integers or floats of at most 64 bits")
+
+
+def _label(files: Sequence[StoredMatrix], label: str | None, width: int) -> tuple[StoredArray | None, int | None]:
+    """Return where the labels are: an array of their own, or a column of X, or neither (in each file)."""
+    if label is None:
+        for file in files:
+            if file.y is None:
+                raise UserError(f"--label is needed: {file.path} has no 'y'; give a column's number, or a .npy file"
+                                + ("" if file.path.suffix == ".npy" else ", or --y-key"))
+        return None, None
+    if label.endswith(".npy"):
+        labels = open_array(Path(label))
+        _check_labels(labels, sum(file.shape[0] for file in files))
+        return labels, None
+    if files[0].csr:
+        raise UserError(f"--label {label}: the label of a sparse matrix must be a .npy file, or --y-key")
+    try:
+        column = int(label)
+    except ValueError:
+        column = width
+    if not -width <= column < width:
+        raise UserError(f"--label {label}: it must be a .npy file or the number of a column, 0 … {width - 1:,}")
+    return None, column % width

@@ -1,0 +1,158 @@
+"""What is wrong with one file of a data set: every fault and its place, found in bounded memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dml_hpc.data.examine_csr import examine_csr
+from dml_hpc.data.findings import (
+    Expected,
+    Findings,
+    blocks,
+    compare,
+    compare_dtype,
+    compare_rows,
+    not_finite,
+    open_part,
+    read_part,
+    without_path,
+)
+from dml_hpc.data.shard import Keys, open_ratings, open_shard
+from dml_hpc.data.statistics import Moments
+from dml_hpc.data.stored import StoredArray, open_file
+from dml_hpc.data.writer import label_dtype
+from dml_hpc.errors import UserError
+from dml_hpc.files import HDF5_ERRORS, first_line
+
+
+def examine(path: Path, expected: Expected) -> Findings:
+    """Read all of an HDF5 file and return what is wrong with it; raises nothing for whatever it holds."""
+    found = Findings()
+    try:
+        file = open_file(path)
+    except UserError as error:
+        found.add("file", without_path(path, error))
+        return found
+    try:
+        found.kind = expected.kind or _kind(file, expected)
+        {"dense": _dense, "csr": examine_csr, "ratings": _ratings}[found.kind](path, file, expected, found)
+        _label_and_weight(path, file, expected, found)
+    except HDF5_ERRORS as error:
+        found.add("file", f"cannot be read as HDF5: {first_line(error)}")
+    finally:
+        file.close()
+    if not found.faults:
+        try:  # as whoever reads the rows will
+            shard = open_ratings(path) if found.kind == "ratings" else \
+                open_shard(path, Keys(expected.x_key, expected.y_key), expected.features)
+            shard.close()
+        except UserError as error:
+            found.add("file", without_path(path, error))
+    return found
+
+
+def _kind(file: Any, expected: Expected) -> str:
+    import h5py
+
+    if file.get(expected.x_key, getclass=True) is h5py.Group:
+        return "csr"
+    return "ratings" if expected.x_key not in file and "rating" in file else "dense"
+
+
+def _dense(path: Path, file: Any, expected: Expected, found: Findings) -> None:
+    name = expected.x_key
+    x = open_part(path, file, name, 2, found)
+    if x is not None:
+        found.rows, found.features = x.shape
+        compare(found, name, "rows", found.rows, expected.rows)
+        compare(found, name, "columns", found.features, expected.features)
+        if not found.features:
+            found.add(name, "has no columns")
+        compare_dtype(found, name, x, expected.dtype)
+        wanted = expected.moments and found.features == expected.features and x.dtype.kind == "f"
+        moments = Moments(x.shape[1]) if wanted else None
+        bad, first = 0, ""
+        for start, stop in blocks(path, x.shape[0], x.row_bytes):
+            block = read_part(x, start, stop, name, found)
+            if block is None:
+                moments = None
+                break
+            # A sum is finite when all are; only then is it worth finding which is not.
+            with np.errstate(over="ignore", invalid="ignore"):
+                finite = bool(np.isfinite(block.sum(dtype=np.float64)))
+            places = np.empty((0, 2)) if finite else np.argwhere(~np.isfinite(block))
+            if len(places):
+                row, column = places[0].tolist()
+                first = first or f"{name}[{start + row}, {column}]={block[row, column]}"
+                bad, moments = bad + len(places), None
+            if moments is not None:
+                moments.add(block)
+        not_finite(found, first, bad)
+        if moments is not None and found.rows == expected.rows:
+            compare(found, name, "entries that are not zero", moments.nonzeros, expected.nonzeros)
+        found.moments = moments
+
+
+def _label_and_weight(path: Path, file: Any, expected: Expected, found: Findings) -> None:
+    name = "rating" if found.kind == "ratings" else expected.y_key
+    y = open_part(path, file, name, 1, found)
+    if y is not None:
+        compare_rows(found, name, y)
+        compare_dtype(found, name, y, expected.dtype and label_dtype(expected.dtype))
+        _column(y, name, found, expected.values)
+    if found.kind != "ratings" and "weight" in file:
+        weight = open_part(path, file, "weight", 1, found)
+        if weight is not None:
+            compare_rows(found, "weight", weight)
+            _column(weight, "weight", found, None, least=0)
+
+
+def _column(part: StoredArray, name: str, found: Findings, values: list[float] | None,
+            least: float | None = None, below: int | None = None) -> None:
+    """Look at one number a row: finite, one of ``values``, not less than ``least``, less than ``below``."""
+    bad, odd, first_bad, first_odd = 0, 0, "", ""
+    known = None if values is None else np.array(values, np.float64)
+    for start, stop in blocks(part.path, part.shape[0], part.row_bytes):
+        block = read_part(part, start, stop, name, found)
+        if block is None:
+            break
+        finite = np.isfinite(block)
+        if not finite.all():
+            place = int(np.argmin(finite))
+            first_bad = first_bad or f"{name}[{start + place}]={block[place]}"
+            bad += len(block) - int(finite.sum())
+        outside = np.zeros(len(block), bool)
+        if known is not None:
+            outside = ~np.isin(block.astype(np.float64), known)
+        if least is not None:
+            outside |= block < least
+        if below is not None:
+            outside |= block >= below
+        outside &= finite
+        if outside.any():
+            place = int(np.argmax(outside))
+            first_odd = first_odd or f"{name}[{start + place}]={block[place]:g}"
+            odd += int(outside.sum())
+    not_finite(found, first_bad, bad)
+    if odd:
+        where, _, value = first_odd.partition("=")
+        allowed = "none of the label values that the manifest lists" if known is not None else \
+            "negative" if below is None else f"not in 0 … {below - 1:,}"
+        found.add(where, f"is {value}, {allowed}; so are {odd:,} values")
+
+
+def _ratings(path: Path, file: Any, expected: Expected, found: Findings) -> None:
+    for name, most in (("user", expected.users), ("item", expected.features)):
+        part = open_part(path, file, name, 1, found)
+        if part is None:
+            continue
+        if found.rows is None:
+            found.rows = part.shape[0]
+            compare(found, name, "rows", found.rows, expected.rows)
+        compare_rows(found, name, part)
+        if part.dtype.kind not in "iu":
+            found.add(name, f"holds {part.dtype}, not whole numbers")
+        _column(part, name, found, None, least=0, below=most)
