@@ -35,7 +35,7 @@ def _behind(text, i):
 
 @njit(cache=True, nogil=True)
 def ends_quoted(text, quoted):
-    """Say whether ``text`` (bytes,) uint8 ends within a quoted field; it begins with a row, or ``quoted`` within one."""
+    """Say whether ``text`` (bytes,) uint8 ends in a quoted field; it begins with a row, or with ``quoted`` in one."""
     i = 0
     while True:
         if quoted:

@@ -20,7 +20,7 @@ def _scrambled(block):
 
 @njit(cache=True, nogil=True)
 def murmur3(key, length):
-    """Return the 32-bit MurmurHash3 (Appleby, public domain; seed 0) of the first ``length`` bytes of ``key``, uint8."""
+    """Return MurmurHash3 (Appleby; 32 bits, seed 0) of the first ``length`` bytes of ``key`` (bytes,) uint8."""
     h = np.uint32(0)
     whole = length // 4 * 4
     for i in range(0, whole, 4):

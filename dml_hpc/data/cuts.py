@@ -51,7 +51,8 @@ def cut(comm: Intracomm | Alone, sources: Sequence[Source], piece_bytes: int = P
     known when all have said so. Raises `AgreedError` for a file that cannot be read.
     """
     stretches = [(number, place) for number, source in enumerate(sources)
-                 if source.form == "csv" and source.bytes > piece_bytes for place in range(0, source.bytes, piece_bytes)]
+                 if source.form == "csv" and source.bytes > piece_bytes
+                 for place in range(0, source.bytes, piece_bytes)]
     own: dict[tuple[int, int], _Found] = {}
     groups: dict[int, list[Piece]] = {}
     with agreed(comm):
@@ -73,7 +74,8 @@ def cut(comm: Intracomm | Alone, sources: Sequence[Source], piece_bytes: int = P
             pieces += groups[number]
         elif (number, 0) in found:
             starts = _rows([found[number, place] for place in range(0, source.bytes, piece_bytes)], source.bytes)
-            pieces += [Piece(number, start, stop) for start, stop in zip(starts, [*starts[1:], source.bytes], strict=True)]
+            stops = [*starts[1:], source.bytes]
+            pieces += [Piece(number, start, stop) for start, stop in zip(starts, stops, strict=True)]
         else:
             pieces.append(Piece(number, 0, source.bytes))
     return pieces

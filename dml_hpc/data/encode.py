@@ -128,8 +128,8 @@ class Encoder:
         features, values = np.empty((stop - start, width), np.int64), np.empty((stop - start, width))
         for i, (feature, sign, column) in enumerate(numbers):
             features[:, i], values[:, i] = feature, sign * column
-        for i, (feature, value) in enumerate(codes, len(numbers)):
-            features[:, i], values[:, i] = feature, value
+        for i, found in enumerate(codes, len(numbers)):
+            features[:, i], values[:, i] = found
         return _Entries(features.ravel(), values.ravel(), np.arange(stop - start + 1) * width)
 
     def _columns(self, batch: Any, words: Mapping[str, Words], start: int, stop: int) \

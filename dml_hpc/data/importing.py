@@ -17,12 +17,11 @@ from dml_hpc.data.build import build
 from dml_hpc.data.csr import Csr, sparse
 from dml_hpc.data.cuts import PIECE_BYTES
 from dml_hpc.data.holdout import Held
-from dml_hpc.data.manifest import FILE as MANIFEST
 from dml_hpc.data.manifest import Manifest, read_manifest
 from dml_hpc.data.matrices import is_matrix, open_matrix
+from dml_hpc.data.replaceable import check_replaceable
 from dml_hpc.data.shuffle import shuffled
 from dml_hpc.data.source import About, RowSource
-from dml_hpc.data.statistics import STATISTICS_FILE
 from dml_hpc.data.tables import is_table, open_table
 from dml_hpc.data.tabular import MOST_DENSE_BITS, Columns, Plan, Prepared, planned, planned_like, prepare
 from dml_hpc.errors import UserError
@@ -49,6 +48,9 @@ class Form(NamedTuple):
     compression: str | None = None
 
 
+ALL, USUAL, PLAIN = Columns(), MatrixKeys(), Form()
+
+
 class _Settled(NamedTuple):
     """What rank 0 finds before any row is read: the files, for tables the plan, and the data set to be like."""
 
@@ -58,8 +60,8 @@ class _Settled(NamedTuple):
 
 
 def import_data(comm: Intracomm | Alone, sources: Sequence[Path | str], output: Path, *, label: str | None = None,
-                columns: Columns = Columns(), keys: MatrixKeys = MatrixKeys(), like: Path | None = None,
-                holdout: float = 0.0, seed: int = 0, shuffle: bool = False, form: Form = Form(),
+                columns: Columns = ALL, keys: MatrixKeys = USUAL, like: Path | None = None,
+                holdout: float = 0.0, seed: int = 0, shuffle: bool = False, form: Form = PLAIN,
                 piece_bytes: int = PIECE_BYTES, console: Console | None = None) -> dict[str, Any]:
     """Collective: import the rows of ``sources``, paths or patterns of paths, into ``output``, a new data set.
 
@@ -110,9 +112,9 @@ def _settle(sources: Sequence[Path | str], output: Path, label: str | None, colu
     if not 0 <= holdout < 1 or seed < 0 or form.shards < 1 or form.dtype not in ("float16", "float32", "float64"):
         raise UserError(f"--holdout is a share from 0 to below 1, --seed at least 0, --shards at least 1, --dtype "
                         f"float16, float32 or float64; got {holdout}, {seed}, {form.shards}, {form.dtype}")
-    _check_replaceable(output)
+    check_replaceable(output)
     paths = _matching(sources)
-    if like is not None and columns != Columns():
+    if like is not None and columns != ALL:
         raise UserError(f"--like takes the columns from {like}: leave out --categorical, --numeric, --text, --drop and "
                         "--hash-bits")
     manifest = read_manifest(like) if like is not None else None
@@ -134,7 +136,7 @@ def _settle(sources: Sequence[Path | str], output: Path, label: str | None, colu
         return _Settled(paths, None, manifest)
     if label is None:
         raise UserError("--label is needed: the name of the column to predict")
-    if keys != MatrixKeys():
+    if keys != USUAL:
         raise UserError("--x-key, --y-key and --features are for files of matrices, not for tables; leave them out")
     table = open_table(paths)
     plan = planned(table, label, columns) if like is None or manifest is None else \
@@ -162,16 +164,6 @@ def _matching(sources: Sequence[Path | str]) -> list[Path]:
     return paths
 
 
-def _check_replaceable(folder: Path) -> None:
-    """Raise `UserError` when replacing ``folder`` would delete what no import wrote, such as the source."""
-    for child in folder.iterdir() if folder.is_dir() else ():
-        if child.is_dir() and child.name in ("train", "test"):
-            _check_replaceable(child)
-        elif child.name not in (MANIFEST, STATISTICS_FILE) and not (
-                child.name.startswith("part-") and child.suffix == ".h5"):
-            raise UserError(f"{child} is no part of a data set and would be deleted; choose another -o")
-
-
 def _prepared(comm: Intracomm | Alone, settled: _Settled, scratch: Path, label: str | None, columns: Columns,
               keys: MatrixKeys, holdout: float, seed: int, form: Form, piece_bytes: int,
               console: Console) -> Prepared:
@@ -196,7 +188,8 @@ def _prepared(comm: Intracomm | Alone, settled: _Settled, scratch: Path, label: 
                             f"{like.features:,}; they cannot be the same")
     if layout not in ("auto", rows.kind):
         rows = Converted(rows, layout)
-    return Prepared(rows, [rows.about, rows.about], rows.rows, 0, 0)
+    missing = rows.about.missing
+    return Prepared(rows, [rows.about, rows.about], rows.rows, 0 if missing is None else int(missing.sum()), 0)
 
 
 def _parts(comm: Intracomm | Alone, prepared: Prepared, paths: Sequence[Path], holdout: float, seed: int,

@@ -73,9 +73,8 @@ def survey(comm: Intracomm | Alone, files: Sequence[Spooled], wanted: Wanted, li
         return found
 
     own = [number for number in range(comm.rank, len(files), comm.size) if files[number].rows]
-    with agreed(comm):
-        with ThreadPoolExecutor(load_pyarrow().cpu_count()) as threads:
-            found = dict(zip(own, threads.map(one, own), strict=True))
+    with agreed(comm), ThreadPoolExecutor(load_pyarrow().cpu_count()) as threads:
+        found = dict(zip(own, threads.map(one, own), strict=True))
     whole = Survey()
     merged = {number: part for parts in comm.allgather(found) for number, part in parts.items()}
     with agreed(comm):

@@ -84,7 +84,7 @@ def planned(table: Table, label: str, chosen: Columns) -> Plan:
     if twice:
         raise UserError(f"column '{twice[0]}' is named twice in --categorical, --numeric, --text and --drop")
     if chosen.text and chosen.hash_bits is None:
-        raise UserError("--text needs --hash-bits: words of text become features by their hash; --hash-bits 18 is usual")
+        raise UserError("--text needs --hash-bits: words become features by their hash; --hash-bits 18 is usual")
     some = {*chosen.categorical, *chosen.numeric, *chosen.text} or table.kinds.keys() - {label, *chosen.drop}
     columns = []
     for name, kind in table.kinds.items():

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import gzip
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from dml_hpc.data.csr import Csr
+from dml_hpc.data.dataset import open_dataset
+from dml_hpc.data.importing import Columns, Form, MatrixKeys, import_data
+from dml_hpc.mpi import Alone
 
 Table = dict[str, list[Any]]
 
@@ -51,3 +57,25 @@ def filled(values: list[Any], training: np.ndarray) -> np.ndarray:
     """(rows,) float64: missing values are the mean of those at the places ``training`` that are not."""
     column = np.array([np.nan if value is None else float(value) for value in values])
     return np.where(np.isnan(column), np.nanmean(column[training]), column)
+
+
+def import_table(sources: Sequence[Path | str], output: Path, comm: Any = None, **options: Any) -> dict[str, Any]:
+    """Import with the options of columns, files and storage all by their names; one process unless ``comm`` says."""
+    groups = [kind(**{name: options.pop(name) for name in kind._fields if name in options})
+              for kind in (Columns, MatrixKeys, Form)]
+    return import_data(comm or Alone(), sources, output, columns=groups[0], keys=groups[1], form=groups[2], **options)
+
+
+def read_all(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return all rows of a data set, dense, and their labels."""
+    dataset = open_dataset(folder)
+    rows, labels = [np.empty((0, dataset.features))], [np.empty(0)]
+    for piece in dataset.pieces(0, dataset.rows):
+        rows.append(piece.X.dense() if isinstance(piece.X, Csr) else piece.X.copy())
+        labels.append(piece.y.copy())
+    return np.concatenate(rows), np.concatenate(labels)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the shards of a data set, byte for byte."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.h5"))}
