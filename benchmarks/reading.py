@@ -24,7 +24,7 @@ from results_file import write_results
 from dml_hpc.data.build import build
 from dml_hpc.data.csr import Csr
 from dml_hpc.data.dataset import open_dataset
-from dml_hpc.data.source import About
+from dml_hpc.data.sources.source import About
 from dml_hpc.mpi import Alone
 from dml_hpc.reports.timing import interleave, timed
 

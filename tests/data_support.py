@@ -8,7 +8,7 @@ import numpy as np
 
 from dml_hpc.data.csr import Csr
 from dml_hpc.data.manifest import Column, Label, Manifest
-from dml_hpc.data.source import About
+from dml_hpc.data.sources.source import About
 from dml_hpc.data.statistics import Moments
 from dml_hpc.data.writer import open_writer
 

@@ -27,14 +27,14 @@ from fuzz_damage import FORGED, KINDS, Rng
 
 from dml_hpc.cli import main
 from dml_hpc.data import dataset as datasets
-from dml_hpc.data import verify as verifying
 from dml_hpc.data.build import build
 from dml_hpc.data.csr import Csr, sparse
-from dml_hpc.data.examine import examine
-from dml_hpc.data.findings import Expected, Findings
 from dml_hpc.data.manifest import read_manifest
 from dml_hpc.data.shard import open_ratings
-from dml_hpc.data.source import About
+from dml_hpc.data.sources.source import About
+from dml_hpc.data.verification import verify as verifying
+from dml_hpc.data.verification.examine import examine
+from dml_hpc.data.verification.findings import Expected, Findings
 from dml_hpc.errors import AgreedError, UserError
 from dml_hpc.mpi import Alone
 
@@ -253,7 +253,7 @@ def _same_rows(paths: list[str], base: str, X: np.ndarray, y: np.ndarray) -> boo
 
 
 def _examine_apart(files: Sequence[tuple[Path, Expected]], least_s: float = 0) -> Iterator[Findings]:
-    """Examine each file in a fork of this process, as `dml_hpc.data.untrusted` does in a process of its own."""
+    """Examine each file in a fork of this process, as `untrusted` does in a process of its own."""
     for path, expected in files:
         reader, writer = os.pipe()
         process = os.fork()

@@ -13,7 +13,7 @@ from dml_hpc.mpi import Alone, agreed
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-    from dml_hpc.data.source import RowSource
+    from dml_hpc.data.sources.source import RowSource
 
 
 def run(comm: Intracomm | Alone, console: Console, data: Sequence[Path], output: Path, shards: int | None,
@@ -26,8 +26,8 @@ def run(comm: Intracomm | Alone, console: Console, data: Sequence[Path], output:
     import numpy as np
 
     from dml_hpc.data.dataset import open_dataset
-    from dml_hpc.data.rearrange import DatasetRows, merged
     from dml_hpc.data.shard import keys_of
+    from dml_hpc.data.sources.rearrange import DatasetRows, merged
 
     check(comm, output, overwrite)
     # Folders are data sets, each by itself; files are one together.

@@ -14,8 +14,8 @@ from dml_hpc.mpi import Alone, agreed, on_root
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-    from dml_hpc.data.holdout import Limits
-    from dml_hpc.data.source import RowSource
+    from dml_hpc.data.sources.holdout import Limits
+    from dml_hpc.data.sources.source import RowSource
 
 
 def run(comm: Intracomm | Alone, console: Console, data: Sequence[Path], output: Path, holdout: float, seed: int,
@@ -27,9 +27,9 @@ def run(comm: Intracomm | Alone, console: Console, data: Sequence[Path], output:
     ``train_rows`` and ``test_rows``.
     """
     from dml_hpc.data.dataset import open_dataset
-    from dml_hpc.data.holdout import Held
-    from dml_hpc.data.rearrange import DatasetRows, Strata, stratified
     from dml_hpc.data.shard import keys_of
+    from dml_hpc.data.sources.holdout import Held
+    from dml_hpc.data.sources.rearrange import DatasetRows, Strata, stratified
 
     check(comm, output, overwrite)
     dataset = open_dataset(data, keys_of(x_key, y_key), comm, ratings=True)

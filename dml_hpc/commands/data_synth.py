@@ -17,7 +17,7 @@ def run(comm: Intracomm | Alone, console: Console, kind: str, output: Path, rows
         dtype: str, compression: str, holdout: float, **settings: Any) -> dict[str, Any]:
     """Make ``rows`` rows of ``kind`` in the folder ``output``; see `synthesise` for the arguments and the result."""
     from dml_hpc.data.replaceable import check_replaceable
-    from dml_hpc.data.synthetic import TRUTH, synthesise
+    from dml_hpc.data.synthetic.synthesis import TRUTH, synthesise
 
     def check() -> None:
         check_output(output, overwrite, folder=True)

@@ -23,7 +23,7 @@ def run(comm: Intracomm | Alone, console: Console, data: Sequence[Path], x_key: 
     are any.
     """
     from dml_hpc.data.shard import keys_of
-    from dml_hpc.data.verify import verify
+    from dml_hpc.data.verification.verify import verify
 
     verdict = verify(comm, data, keys_of(x_key, y_key), console)
     for problem in verdict.problems:

@@ -13,7 +13,7 @@ from dml_hpc.mpi import Alone, agreed, on_root, shared_folder
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-    from dml_hpc.data.source import RowSource
+    from dml_hpc.data.sources.source import RowSource
 
 
 def check(comm: Intracomm | Alone, output: Path, overwrite: bool) -> None:
@@ -43,7 +43,7 @@ def rewrite(comm: Intracomm | Alone, console: Console, output: Path, parts: dict
     with shared_folder(comm, output) as folder:
         written = dict(parts)
         if shuffle:
-            from dml_hpc.data.shuffle import shuffled
+            from dml_hpc.data.sources.shuffle import shuffled
 
             for name, source in parts.items():
                 written[name] = shuffled(comm, source, seed, folder / "scratch" / (name or "whole"))

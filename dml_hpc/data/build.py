@@ -14,7 +14,7 @@ import numpy as np
 from dml_hpc.console import Progress
 from dml_hpc.data.csr import Csr
 from dml_hpc.data.manifest import MOST_VALUES, Label, Manifest, ShardEntry
-from dml_hpc.data.source import RowSource
+from dml_hpc.data.sources.source import RowSource
 from dml_hpc.data.statistics import Moments
 from dml_hpc.data.writer import label_dtype, open_writer
 from dml_hpc.errors import UserError

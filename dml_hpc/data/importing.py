@@ -15,15 +15,15 @@ import numpy as np
 from dml_hpc.console import Console
 from dml_hpc.data.build import build
 from dml_hpc.data.csr import Csr, sparse
-from dml_hpc.data.cuts import PIECE_BYTES
-from dml_hpc.data.holdout import Held
 from dml_hpc.data.manifest import Manifest, read_manifest
-from dml_hpc.data.matrices import is_matrix, open_matrix
 from dml_hpc.data.replaceable import check_replaceable
-from dml_hpc.data.shuffle import shuffled
-from dml_hpc.data.source import About, RowSource
-from dml_hpc.data.tables import is_table, open_table
-from dml_hpc.data.tabular import MOST_DENSE_BITS, Columns, Plan, Prepared, planned, planned_like, prepare
+from dml_hpc.data.sources.cuts import PIECE_BYTES
+from dml_hpc.data.sources.holdout import Held
+from dml_hpc.data.sources.matrices import is_matrix, open_matrix
+from dml_hpc.data.sources.shuffle import shuffled
+from dml_hpc.data.sources.source import About, RowSource
+from dml_hpc.data.sources.tables import is_table, open_table
+from dml_hpc.data.sources.tabular import MOST_DENSE_BITS, Columns, Plan, Prepared, planned, planned_like, prepare
 from dml_hpc.errors import UserError
 from dml_hpc.mpi import Alone, agreed, on_root, shared_folder
 

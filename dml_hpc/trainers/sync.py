@@ -25,10 +25,10 @@ def train_sync(reducer: Reducer, problem: Problem, reader: Reader, gradient: Gra
     """Collective: minimise the problem from ``weights`` (features + 1, the same on every rank), in place.
 
     Afterwards every rank holds the same weights. ``reader`` gives this rank's rows. ``reducer`` sums
-    ``gradient.dtype`` and gathers weights of the problem's dtype, each features + 1 + ``gradient.extra`` elements: each rank updates the weights whose gradient it
-    sums, and holds the optimiser's state for these alone. ``on_step(rows, loss)`` is told each step's rows (of all
-    ranks) and mean loss. Returns the mean loss of each epoch's batches, as they were met. Raises `AgreedError` on all
-    ranks when the loss is no longer finite.
+    ``gradient.dtype`` and gathers weights of the problem's dtype, each features + 1 + ``gradient.extra`` elements: each
+    rank updates the weights whose gradient it sums, and holds the optimiser's state for these alone.
+    ``on_step(rows, loss)`` is told each step's rows (of all ranks) and mean loss. Returns the mean loss of each epoch's
+    batches, as they were met. Raises `AgreedError` on all ranks when the loss is no longer finite.
     """
     batches = problem.batches
     step_taker = _StepTaker(reducer, gradient, len(weights),

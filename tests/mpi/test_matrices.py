@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
-from dml_hpc.data.libsvm import open_libsvm
-from dml_hpc.data.matrices import open_matrix
+from dml_hpc.data.sources.libsvm import open_libsvm
+from dml_hpc.data.sources.matrices import open_matrix
 from dml_hpc.errors import AgreedError
 from dml_hpc.mpi import Alone
 

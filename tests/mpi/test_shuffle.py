@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from dml_hpc.data.csr import sparse
-from dml_hpc.data.shuffle import shuffled
-from dml_hpc.data.source import About
+from dml_hpc.data.sources.shuffle import shuffled
+from dml_hpc.data.sources.source import About
 from dml_hpc.errors import AgreedError, UserError
 from dml_hpc.mpi import Alone
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dml_hpc.data.synthetic import synthesise
+from dml_hpc.data.synthetic.synthesis import synthesise
 from dml_hpc.errors import AgreedError
 from dml_hpc.mpi import Alone
 

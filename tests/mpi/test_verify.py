@@ -17,7 +17,7 @@ from dml_hpc.commands import data_merge, data_split
 from dml_hpc.console import Console
 from dml_hpc.data.build import build
 from dml_hpc.data.csr import sparse
-from dml_hpc.data.verify import verify
+from dml_hpc.data.verification.verify import verify
 from dml_hpc.errors import AgreedError
 from dml_hpc.mpi import Alone
 

@@ -18,7 +18,7 @@ from tables_support import Table, contents, filled, import_table, one_hot, read_
 
 from dml_hpc.cli import main
 from dml_hpc.data.dataset import open_dataset
-from dml_hpc.data.survey import ordered
+from dml_hpc.data.sources.survey import ordered
 from dml_hpc.errors import AgreedError, UserError
 
 CITIES = ["Aachen", "Zell, Mosel", "Ürzig"]
@@ -313,7 +313,8 @@ def test_a_folder_with_other_files_is_never_replaced(tmp_path: Path, capsys: pyt
 KILLED = """
 import sys
 from pathlib import Path
-from dml_hpc.data import importing, spool, writer
+from dml_hpc.data import importing, writer
+from dml_hpc.data.sources import spool
 from dml_hpc.mpi import Alone
 
 def halting(does):

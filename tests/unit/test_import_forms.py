@@ -16,12 +16,12 @@ from sklearn.feature_extraction import FeatureHasher
 from sklearn.utils import murmurhash3_32
 from tables_support import contents, import_table, read_all, write_csv
 
-from dml_hpc.data.cuts import cut
 from dml_hpc.data.dataset import open_dataset
-from dml_hpc.data.holdout import Held
-from dml_hpc.data.parse import Wanted, parsed
-from dml_hpc.data.source import About
-from dml_hpc.data.tables import open_table
+from dml_hpc.data.sources.cuts import cut
+from dml_hpc.data.sources.holdout import Held
+from dml_hpc.data.sources.parse import Wanted, parsed
+from dml_hpc.data.sources.source import About
+from dml_hpc.data.sources.tables import open_table
 from dml_hpc.errors import AgreedError
 from dml_hpc.kernels.hashing import murmur3
 from dml_hpc.mpi import Alone

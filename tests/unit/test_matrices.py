@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import dump_svmlight_file, load_svmlight_file
 
-from dml_hpc.data import libsvm_text
-from dml_hpc.data.libsvm import open_libsvm
-from dml_hpc.data.matrices import is_matrix, open_matrix
+from dml_hpc.data.sources import libsvm_text
+from dml_hpc.data.sources.libsvm import open_libsvm
+from dml_hpc.data.sources.matrices import is_matrix, open_matrix
 from dml_hpc.errors import AgreedError
 from dml_hpc.kernels.libsvm import hashed
 from dml_hpc.kernels.numerals import HARD, NONE, number

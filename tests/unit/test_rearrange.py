@@ -16,11 +16,11 @@ from dml_hpc.cli import main
 from dml_hpc.data.build import build
 from dml_hpc.data.csr import Csr, sparse
 from dml_hpc.data.dataset import Dataset, open_dataset
-from dml_hpc.data.holdout import draws, held_out
 from dml_hpc.data.manifest import Column
-from dml_hpc.data.rearrange import DatasetRows, Strata, merged, stratified
-from dml_hpc.data.source import About
-from dml_hpc.data.verify import verify
+from dml_hpc.data.sources.holdout import draws, held_out
+from dml_hpc.data.sources.rearrange import DatasetRows, Strata, merged, stratified
+from dml_hpc.data.sources.source import About
+from dml_hpc.data.verification.verify import verify
 from dml_hpc.errors import UserError
 from dml_hpc.mpi import Alone
 

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dml_hpc.data.csr import sparse
-from dml_hpc.data.shuffle import shuffled
-from dml_hpc.data.source import About
+from dml_hpc.data.sources.shuffle import shuffled
+from dml_hpc.data.sources.source import About
 from dml_hpc.errors import AgreedError, UserError
 from dml_hpc.kernels.sampling import permute
 from dml_hpc.mpi import Alone

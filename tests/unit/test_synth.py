@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from dml_hpc.cli import main
 from dml_hpc.data.csr import Csr
-from dml_hpc.data.synthetic import synthetic
+from dml_hpc.data.synthetic.synthesis import synthetic
 from dml_hpc.errors import UserError
 from dml_hpc.kernels import random
 

@@ -14,12 +14,12 @@ import pytest
 from data_support import ArraySource, write_dataset
 
 from dml_hpc.cli import main
-from dml_hpc.data import examine_csr, findings, untrusted
 from dml_hpc.data.build import build
 from dml_hpc.data.csr import Csr, sparse
 from dml_hpc.data.manifest import FILE, read_manifest
 from dml_hpc.data.shard import Keys
-from dml_hpc.data.verify import Problem, verify
+from dml_hpc.data.verification import examine_csr, findings, untrusted
+from dml_hpc.data.verification.verify import Problem, verify
 from dml_hpc.errors import AgreedError
 from dml_hpc.files import file_sha256
 from dml_hpc.mpi import Alone
@@ -35,7 +35,7 @@ class Ratings:
     kind, rows, features = "ratings", 60, 5
 
     def __init__(self) -> None:
-        from dml_hpc.data.source import About
+        from dml_hpc.data.sources.source import About
 
         self.about = About(users=9, label="rating")
         self.X = np.stack([np.arange(60) % 9, np.arange(60) % 5], axis=1)

@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from dml_hpc.data.examine_csr import examine_csr
-from dml_hpc.data.findings import (
+from dml_hpc.data.shard import Keys, open_ratings, open_shard
+from dml_hpc.data.statistics import Moments
+from dml_hpc.data.stored import StoredArray, open_file
+from dml_hpc.data.verification.examine_csr import examine_csr
+from dml_hpc.data.verification.findings import (
     Expected,
     Findings,
     blocks,
@@ -20,9 +23,6 @@ from dml_hpc.data.findings import (
     read_part,
     without_path,
 )
-from dml_hpc.data.shard import Keys, open_ratings, open_shard
-from dml_hpc.data.statistics import Moments
-from dml_hpc.data.stored import StoredArray, open_file
 from dml_hpc.data.writer import label_dtype
 from dml_hpc.errors import UserError
 from dml_hpc.files import HDF5_ERRORS, first_line

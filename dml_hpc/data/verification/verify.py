@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from dml_hpc.console import Console, Progress
-from dml_hpc.data.examine import examine
-from dml_hpc.data.findings import Expected, Fault, Findings
 from dml_hpc.data.manifest import FILE, Manifest, ShardEntry, read_manifest
 from dml_hpc.data.shard import Keys
 from dml_hpc.data.statistics import Moments, Statistics
-from dml_hpc.data.untrusted import examine_apart
+from dml_hpc.data.verification.examine import examine
+from dml_hpc.data.verification.findings import Expected, Fault, Findings
+from dml_hpc.data.verification.untrusted import examine_apart
 from dml_hpc.errors import UserError
 from dml_hpc.files import file_sha256, first_line
 from dml_hpc.mpi import Alone, agreed, on_root

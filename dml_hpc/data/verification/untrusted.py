@@ -16,12 +16,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from dml_hpc.data.examine import examine
-from dml_hpc.data.findings import Expected, Fault, Findings
+from dml_hpc.data.verification.examine import examine
+from dml_hpc.data.verification.findings import Expected, Fault, Findings
 from dml_hpc.launch import environment_of_no_rank
 from dml_hpc.watch import progressed
 
-READER = (sys.executable, "-m", "dml_hpc.data.untrusted")
+READER = (sys.executable, "-m", "dml_hpc.data.verification.untrusted")
 LEAST_S = 60.0
 BYTES_A_SECOND = 10 << 20
 """Slower than any disk that is of use: who takes longer for a file hangs."""

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from dml_hpc.data.csr import Csr, concatenated
-from dml_hpc.data.libsvm_text import COMPRESSED, Parser, Piece, line_of, texts
-from dml_hpc.data.source import About
+from dml_hpc.data.sources.libsvm_text import COMPRESSED, Parser, Piece, line_of, texts
+from dml_hpc.data.sources.source import About
 from dml_hpc.errors import UserError
 from dml_hpc.layout import split
 from dml_hpc.mpi import agreed, on_root

@@ -9,9 +9,9 @@ import numpy as np
 
 from dml_hpc.data.csr import Csr
 from dml_hpc.data.dataset import Dataset
-from dml_hpc.data.holdout import BLOCK_ROWS, draws, joined
 from dml_hpc.data.manifest import Column
-from dml_hpc.data.source import About, RowSource
+from dml_hpc.data.sources.holdout import BLOCK_ROWS, draws, joined
+from dml_hpc.data.sources.source import About, RowSource
 from dml_hpc.errors import UserError
 from dml_hpc.watch import progressed
 
@@ -167,7 +167,7 @@ def _words(names: list[str] | None) -> str:
 
 
 class Strata:
-    """Limits for `dml_hpc.data.holdout.held_out` under which the same share of every label value is held out.
+    """Limits for `dml_hpc.data.sources.holdout.held_out` under which the same share of every label value is held out.
 
     ``limits`` are those of the label values that the data set's manifest lists; `stratified` makes them.
     """

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from dml_hpc.data.csr import Csr, concatenated
-from dml_hpc.data.source import RowSource
+from dml_hpc.data.sources.source import RowSource
 
 BLOCK_ROWS = 65_536
 STEP_BYTES = 16 << 20

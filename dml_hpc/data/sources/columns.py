@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dml_hpc.data.tables import TextError, load_pyarrow
+from dml_hpc.data.sources.tables import TextError, load_pyarrow
 
 
 def as_numbers(column: Any, name: str, path: Path, row: int) -> Any:

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from dml_hpc.data.csr import Csr
-from dml_hpc.data.findings import (
+from dml_hpc.data.statistics import Moments
+from dml_hpc.data.stored import StoredArray
+from dml_hpc.data.verification.findings import (
     BLOCK_BYTES,
     Expected,
     Findings,
@@ -19,8 +21,6 @@ from dml_hpc.data.findings import (
     open_part,
     read_part,
 )
-from dml_hpc.data.statistics import Moments
-from dml_hpc.data.stored import StoredArray
 from dml_hpc.watch import progressed
 
 MOST_FEATURES = 2**53

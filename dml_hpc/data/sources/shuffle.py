@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from dml_hpc.data.csr import Csr, concatenated
-from dml_hpc.data.source import RowSource
+from dml_hpc.data.sources.source import RowSource
 from dml_hpc.layout import split
 from dml_hpc.mpi import agreed, on_root
 from dml_hpc.watch import progressed

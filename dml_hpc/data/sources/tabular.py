@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from dml_hpc.console import Progress
-from dml_hpc.data.cuts import PIECE_BYTES
-from dml_hpc.data.encode import Encoder, TableRows
 from dml_hpc.data.manifest import Column, Manifest
-from dml_hpc.data.parse import Wanted
-from dml_hpc.data.source import About, RowSource
-from dml_hpc.data.spool import spool
-from dml_hpc.data.survey import Survey, ordered, survey
-from dml_hpc.data.tables import BOOLEAN, EMPTY, NUMERIC, TEXT, Table
+from dml_hpc.data.sources.cuts import PIECE_BYTES
+from dml_hpc.data.sources.encode import Encoder, TableRows
+from dml_hpc.data.sources.parse import Wanted
+from dml_hpc.data.sources.source import About, RowSource
+from dml_hpc.data.sources.spool import spool
+from dml_hpc.data.sources.survey import Survey, ordered, survey
+from dml_hpc.data.sources.tables import BOOLEAN, EMPTY, NUMERIC, TEXT, Table
 from dml_hpc.errors import UserError
 from dml_hpc.mpi import Alone, agreed
 
@@ -137,7 +137,7 @@ def prepare(comm: Intracomm | Alone, plan: Plan, scratch: Path, *, holdout: floa
             piece_bytes: int = PIECE_BYTES, bar: Progress | None = None) -> Prepared:
     """Collective: parse the table into ``scratch``, a folder all ranks see, and return its rows as ``kind``.
 
-    Missing numbers are filled with the means of the rows that are not held out (`dml_hpc.data.holdout.held_out`).
+    Missing numbers are filled with the means of the rows that are not held out (`held_out`).
     Raises `AgreedError` for what does not fit.
     """
     wanted = plan.wanted

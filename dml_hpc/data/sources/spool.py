@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dml_hpc.console import Progress
-from dml_hpc.data.columns import as_numbers, as_tokens, as_words
-from dml_hpc.data.cuts import Piece, cut
-from dml_hpc.data.parse import Parsed, Wanted, parsed
-from dml_hpc.data.tables import Source, TextError, load_pyarrow
+from dml_hpc.data.sources.columns import as_numbers, as_tokens, as_words
+from dml_hpc.data.sources.cuts import Piece, cut
+from dml_hpc.data.sources.parse import Parsed, Wanted, parsed
+from dml_hpc.data.sources.tables import Source, TextError, load_pyarrow
 from dml_hpc.errors import UserError
 from dml_hpc.mpi import Alone, agreed
 from dml_hpc.watch import progressed

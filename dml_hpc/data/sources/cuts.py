@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dml_hpc.data.tables import Source, load_pyarrow, readable
+from dml_hpc.data.sources.tables import Source, load_pyarrow, readable
 from dml_hpc.mpi import Alone, agreed
 from dml_hpc.watch import progressed
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dml_hpc.data.csr import Csr, index_dtype
-from dml_hpc.data.holdout import joined
 from dml_hpc.data.manifest import Column
-from dml_hpc.data.source import About
-from dml_hpc.data.spool import Spooled, open_spooled
+from dml_hpc.data.sources.holdout import joined
+from dml_hpc.data.sources.source import About
+from dml_hpc.data.sources.spool import Spooled, open_spooled
 
 ROWS_AT_ONCE = 512
 """Columns are written into this many rows at a time, which stay in the processor's cache meanwhile."""

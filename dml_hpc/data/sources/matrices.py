@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dml_hpc.data.source import RowSource
+from dml_hpc.data.sources.source import RowSource
 from dml_hpc.errors import UserError
 from dml_hpc.mpi import agreed
 
@@ -31,7 +31,7 @@ def _kind(path: Path) -> str | None:
     if last in LIBSVM:
         return "libsvm"
     if last not in TABLES:
-        from dml_hpc.data.libsvm_text import looks_like_libsvm
+        from dml_hpc.data.sources.libsvm_text import looks_like_libsvm
 
         return "libsvm" if looks_like_libsvm(path) else None
     return None
@@ -48,8 +48,8 @@ def open_matrix(comm: Intracomm | Alone, paths: Sequence[Path], scratch: Path, *
                 bar: Progress | None = None) -> RowSource:
     """Collective: open files of one format as rows, one file after the other.
 
-    ``scratch`` is a folder that all ranks share and that stays until the last read. See `dml_hpc.data.libsvm` for
-    LIBSVM (``features``, ``hash_bits``, ``dtype``, ``zero_based``) and `dml_hpc.data.arrays` for the others
+    ``scratch`` is a folder that all ranks share and that stays until the last read. See `dml_hpc.data.sources.libsvm`
+    for LIBSVM (``features``, ``hash_bits``, ``dtype``, ``zero_based``) and `dml_hpc.data.sources.arrays` for the others
     (``label``, ``x_key``, ``y_key``, ``features``). Raises `AgreedError` for what is missing, does not fit, has no
     rows, or for an option that the format does not have.
     """
@@ -70,12 +70,12 @@ def open_matrix(comm: Intracomm | Alone, paths: Sequence[Path], scratch: Path, *
                     else "only tables and LIBSVM files are hashed") + "; leave it out")
     rows: RowSource
     if kind == "libsvm":
-        from dml_hpc.data.libsvm import open_libsvm
+        from dml_hpc.data.sources.libsvm import open_libsvm
 
         rows = open_libsvm(comm, paths, scratch, features=features, hash_bits=hash_bits, dtype=dtype,
                            zero_based=zero_based, bar=bar)
     else:
-        from dml_hpc.data.arrays import open_arrays
+        from dml_hpc.data.sources.arrays import open_arrays
 
         rows = open_arrays(comm, paths, scratch, label=label, x_key=x_key, y_key=y_key, features=features, bar=bar)
     with agreed(comm):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dml_hpc.data.array_files import (
+from dml_hpc.data.csr import Csr, concatenated, index_dtype
+from dml_hpc.data.sources.array_files import (
     CSR_PARTS,
     HDF5,
     StoredArray,
@@ -18,8 +19,7 @@ from dml_hpc.data.array_files import (
     open_npy,
     open_npz,
 )
-from dml_hpc.data.csr import Csr, concatenated, index_dtype
-from dml_hpc.data.source import About
+from dml_hpc.data.sources.source import About
 from dml_hpc.errors import UserError
 from dml_hpc.layout import split
 from dml_hpc.mpi import agreed, on_root

@@ -7,8 +7,8 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from dml_hpc.data.cuts import PIECE_BYTES, Piece
-from dml_hpc.data.tables import BOOLEAN, Source, load_pyarrow, open_text, readable
+from dml_hpc.data.sources.cuts import PIECE_BYTES, Piece
+from dml_hpc.data.sources.tables import BOOLEAN, Source, load_pyarrow, open_text, readable
 
 BATCH_BYTES = 32 << 20
 MOST_BATCH_ROWS = 1 << 20

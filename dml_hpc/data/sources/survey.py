@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dml_hpc.data.holdout import held_out
-from dml_hpc.data.parse import Wanted
-from dml_hpc.data.spool import Spooled, open_spooled
-from dml_hpc.data.tables import load_pyarrow
+from dml_hpc.data.sources.holdout import held_out
+from dml_hpc.data.sources.parse import Wanted
+from dml_hpc.data.sources.spool import Spooled, open_spooled
+from dml_hpc.data.sources.tables import load_pyarrow
 from dml_hpc.errors import UserError
 from dml_hpc.mpi import Alone, agreed
 from dml_hpc.watch import progressed

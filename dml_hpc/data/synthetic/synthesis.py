@@ -10,10 +10,10 @@ import numpy as np
 
 from dml_hpc.console import Console
 from dml_hpc.data.build import build
-from dml_hpc.data.holdout import Held
-from dml_hpc.data.source import RowSource
-from dml_hpc.data.synthetic_factors import LowRank, Ratings
-from dml_hpc.data.synthetic_linear import Linear, SparseBinary
+from dml_hpc.data.sources.holdout import Held
+from dml_hpc.data.sources.source import RowSource
+from dml_hpc.data.synthetic.factors import LowRank, Ratings
+from dml_hpc.data.synthetic.linear import Linear, SparseBinary
 from dml_hpc.errors import UserError
 from dml_hpc.layout import split
 from dml_hpc.mpi import Alone, agreed, on_root, shared_folder

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dml_hpc.data.csr import Csr, concatenated, index_dtype
-from dml_hpc.data.source import About
+from dml_hpc.data.sources.source import About
 from dml_hpc.errors import UserError
 from dml_hpc.kernels import synthetic as kernels
 from dml_hpc.kernels.random import fill_normals, stream

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dml_hpc.data.source import About
+from dml_hpc.data.sources.source import About
 from dml_hpc.errors import UserError
 from dml_hpc.kernels import synthetic as kernels
 from dml_hpc.kernels.random import fill_normals, stream
@@ -61,7 +61,7 @@ class LowRank:
         return rows, np.zeros(len(rows))
 
     def truth(self) -> dict[str, Any]:
-        """See `dml_hpc.data.synthetic`; ``left_frequencies`` f (k,) give U[i, c] = n_c cos(π (2i + 1) f_c / (2 rows)).
+        """See `synthesis`; ``left_frequencies`` f (k,) give U[i, c] = n_c cos(π (2i + 1) f_c / (2 rows)).
 
         n_c is √(2 / rows), or √(1 / rows) where f_c is 0.
         """
@@ -114,5 +114,5 @@ class Ratings:
         return pairs, ratings
 
     def truth(self) -> dict[str, Any]:
-        """See `dml_hpc.data.synthetic`; no model has a smaller expected RMSE on unseen ratings than the noise."""
+        """See `synthesis`; no model has a smaller expected RMSE on unseen ratings than the noise."""
         return {"user_factors": self.user_factors, "item_factors": self.item_factors}

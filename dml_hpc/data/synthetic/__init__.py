@@ -1,0 +1,1 @@
+"""Synthetic rows whose answers are known."""
