@@ -30,7 +30,10 @@ x_key = option("--x-key", metavar="NAME", default=None, help="The matrix's name 
 y_key = option("--y-key", metavar="NAME", default=None, help="The labels' name in such files.  [default: y]")
 
 
-kept_compression = option("--compression", type=click.Choice(["none", "gzip", "lzf", "blosc2", "zstd"]), default=None,
+SHARD_COMPRESSIONS = ("none", "gzip", "lzf", "blosc2", "zstd")
+"""As `dml_hpc.data.writer.COMPRESSIONS`, which would import h5py. Those of ``train`` are others, hence the variable."""
+kept_compression = option("--compression", type=click.Choice(SHARD_COMPRESSIONS), envvar="DML_HPC_SHARD_COMPRESSION",
+        default=None,
                           help="Compress the shards.  [default: as DATA is]")
 
 
@@ -78,7 +81,7 @@ def data() -> None:
         "all columns, text one-hot.")
 @option("--text", type=Names(), default=(), help="Columns of text, whose words are counted; needs --hash-bits.")
 @option("--drop", type=Names(), default=(), help="Columns to leave out.")
-@option("--hash-bits", type=click.IntRange(1, 30), default=None, metavar="B",
+@option("--hash-bits", type=click.IntRange(1, 26), default=None, metavar="B",
         help="Hash features to 2^B: for more categories or words than can be listed.")
 @x_key
 @y_key
@@ -92,7 +95,8 @@ def data() -> None:
         help="Storage of features.")
 @option("--layout", type=click.Choice(["auto", "dense", "csr"]), default="auto",
         help="Storage of rows: csr keeps what is not zero; auto takes it for LIBSVM files and --hash-bits.")
-@option("--compression", type=click.Choice(["none", "gzip", "lzf", "blosc2", "zstd"]), default="none",
+@option("--compression", type=click.Choice(SHARD_COMPRESSIONS), envvar="DML_HPC_SHARD_COMPRESSION",
+        default="none",
         help="Compress the shards.")
 @option("--like", type=PATH, default=None, metavar="DATASET", help="Encode as this data set was: same features.")
 @overwrite
@@ -128,7 +132,8 @@ def data_import(comm: Any, console: Any, **arguments: Any) -> Any:
 @option("--shards", type=POSITIVE, default=8, help="Files a data set.")
 @option("--dtype", type=click.Choice(["float16", "float32", "float64"]), default="float32",
         help="Storage of features.")
-@option("--compression", type=click.Choice(["none", "gzip", "lzf", "blosc2", "zstd"]), default="none",
+@option("--compression", type=click.Choice(SHARD_COMPRESSIONS), envvar="DML_HPC_SHARD_COMPRESSION",
+        default="none",
         help="Compress the shards.")
 @overwrite
 def data_synth(comm: Any, console: Any, **arguments: Any) -> Any:

@@ -184,7 +184,7 @@ def _manifests(folder: Path, parts: dict[str, RowSource], gathered: list[dict[st
         about, shards = source.about, [shard for rank in gathered for shard in rank[name]]
         moments = Moments(source.features)
         for shard in shards if source.kind != "ratings" else ():
-            moments.merge(Moments.load(shard.moments))
+            moments.merge_saved(shard.moments)
         statistics = None if source.kind == "ratings" else moments.statistics(source.rows, about.numeric, about.missing)
         if statistics is not None and not np.isfinite(statistics.deviation).all():
             column = int(np.flatnonzero(~np.isfinite(statistics.deviation))[0])

@@ -42,7 +42,7 @@ class Moments:
 
     Each is (features,), float64. Blocks are merged pairwise, which loses no digits however far the mean is from
     zero (Chan, Golub and LeVeque, "Updating Formulae … for Computing Sample Variances", 1979). Of sparse rows the
-    stored entries are counted alone, and the zeros added by `with_zeros`. ``nonzeros`` counts entries that are not 0.
+    stored entries are counted alone; `statistics` adds the zeros. ``nonzeros`` counts entries that are not 0.
     """
 
     def __init__(self, features: int):
@@ -80,38 +80,45 @@ class Moments:
         self.squares = self.squares + squares + np.square(apart) * (self.count * count / total)
         self.count = self.count + count
 
-    def with_zeros(self, rows: int) -> Moments:
-        """Return these for ``rows`` rows in all, the entries not counted being zero; all 0 without rows."""
-        whole = Moments(len(self.mean))
-        whole.merge(self)
-        zeros = Moments(len(self.mean))
-        zeros.count = rows - self.count
-        absent = zeros.count > 0
-        zeros.minimum[absent] = zeros.maximum[absent] = 0
-        whole.merge(zeros)
-        if not rows:
-            whole.minimum[:] = whole.maximum[:] = 0
-        return whole
-
     def statistics(self, rows: int, numeric: np.ndarray | None, missing: np.ndarray | None) -> Statistics:
-        """Return the figures of ``rows`` rows; ``numeric`` None: all, ``missing`` None: none."""
-        whole, features = self.with_zeros(rows), len(self.mean)
+        """Return the figures of ``rows`` rows, entries not counted being zero; all 0 without rows.
+
+        ``numeric`` None: all are, ``missing`` None: none is. What is counted here is used up: of 2^26 features there is
+        no room for a copy.
+        """
+        features, share = len(self.mean), self.count / max(rows, 1)
+        absent = self.count < rows
+        # Zeros merged as any other batch would be, of mean 0 and no squares.
+        self.squares += np.square(self.mean) * self.count * (1 - share)
+        self.mean *= share
+        self.minimum[absent], self.maximum[absent] = (np.minimum(self.minimum[absent], 0),
+                                                      np.maximum(self.maximum[absent], 0))
+        if not rows:
+            self.minimum[:] = self.maximum[:] = 0
+        self.squares /= max(rows, 1)
+        deviation = np.sqrt(self.squares, out=self.squares)
         return Statistics(
-            np.ones(features, bool) if numeric is None else numeric.astype(bool), whole.mean,
-            np.sqrt(whole.squares / max(rows, 1)), whole.minimum, whole.maximum,
-            np.zeros(features, np.int64) if missing is None else missing.astype(np.int64))
+            np.ones(features, bool) if numeric is None else numeric.astype(bool), self.mean, deviation, self.minimum,
+            self.maximum, np.zeros(features, np.int64) if missing is None else missing.astype(np.int64))
 
     def save(self, path: Path) -> None:
-        """Write these to a file, for `load` on another rank."""
-        np.save(path, np.vstack([self.count, self.mean, self.squares, self.minimum, self.maximum]))
+        """Write what was counted to a file, for `merge_saved` on another rank."""
+        seen = np.flatnonzero(self.count)
+        np.save(path, np.vstack([seen.astype(np.float64), self.count[seen], self.mean[seen], self.squares[seen],
+                                 self.minimum[seen], self.maximum[seen]]))
 
-    @staticmethod
-    def load(path: Path) -> Moments:
-        """Return what `save` wrote, ``nonzeros`` aside."""
-        rows = np.load(path)
-        found = Moments(0)
-        found.count, found.mean, found.squares, found.minimum, found.maximum = rows
-        return found
+    def merge_saved(self, path: Path) -> None:
+        """Count in what `save` wrote, ``nonzeros`` aside."""
+        numbers, *figures = np.load(path, mmap_mode="r")
+        seen = numbers.astype(np.int64)
+        part, other = Moments(0), Moments(0)
+        part.count, part.mean, part.squares, part.minimum, part.maximum = (
+            have[seen] for have in (self.count, self.mean, self.squares, self.minimum, self.maximum))
+        other.count, other.mean, other.squares, other.minimum, other.maximum = (np.asarray(one) for one in figures)
+        part.merge(other)
+        for have, merged in ((self.count, part.count), (self.mean, part.mean), (self.squares, part.squares),
+                             (self.minimum, part.minimum), (self.maximum, part.maximum)):
+            have[seen] = merged
 
 
 def _computable(X: np.ndarray) -> np.ndarray:
@@ -127,7 +134,9 @@ def described(folder: Path, statistics: Statistics) -> dict[str, Any]:
     path = folder / STATISTICS_FILE
     with h5py.File(path, "w") as file:
         for name, figures in vars(statistics).items():
-            file.create_dataset(name, data=figures.astype(_TYPES[name]))
+            # Of hashed features most were never seen.
+            file.create_dataset(name, data=figures.astype(_TYPES[name], copy=False), chunks=True, compression="lzf",
+                                shuffle=True)
     return {"file": STATISTICS_FILE, "sha256": file_sha256(path)}
 
 

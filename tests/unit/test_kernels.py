@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dml_hpc.kernels import glm, sampling
+from dml_hpc.data.csr import sparse
+from dml_hpc.kernels import glm, glm_sparse, sampling
 
 
 def mean_loss(loss, X, y, w):
@@ -106,3 +107,25 @@ def test_a_reproducible_sum_that_is_too_large_shows_however_many_rows_it_has(row
         good, unit = _judged(float(mass), 2.0**-20, rows)
         assert not good
         assert unit > 2.0**-20
+
+
+@pytest.mark.parametrize("loss", [glm.SQUARED, glm.LOGISTIC])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_sparse_gradient_is_that_of_the_same_rows_dense(loss, dtype):
+    rng = np.random.default_rng(3)
+    X = np.where(rng.random((200, 30)) < 0.2, rng.normal(size=(200, 30)), 0).astype(dtype)
+    X[17] = 0
+    thin = sparse(X)
+    y, w, rows = (rng.random(200) < 0.5).astype(dtype), rng.normal(size=31).astype(dtype), rng.permutation(200)[:150]
+    got, expected = np.zeros(31, dtype), np.zeros(31)
+    total = glm_sparse.loss_and_gradient(loss, thin.data, thin.indices, thin.indptr, y, rows, w, got)
+    scores = X[rows].astype(float) @ w[:-1] + w[-1]
+    slope = scores - y[rows] if loss == glm.SQUARED else 1 / (1 + np.exp(-scores)) - y[rows]
+    losses = (scores - y[rows]) ** 2 / 2 if loss == glm.SQUARED else np.logaddexp(0, scores) - y[rows] * scores
+    expected[:-1], expected[-1] = slope @ X[rows], slope.sum()
+    tolerance = 2e-4 if dtype == "float32" else 1e-12
+    np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
+    assert total == pytest.approx(losses.sum(), rel=tolerance)
+    out = np.empty(200, dtype)
+    glm_sparse.scores(thin.data, thin.indices, thin.indptr, w, out)
+    np.testing.assert_allclose(out, X.astype(float) @ w[:-1] + w[-1], rtol=tolerance, atol=tolerance)
