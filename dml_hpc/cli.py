@@ -81,7 +81,7 @@ def data() -> None:
         "all columns, text one-hot.")
 @option("--text", type=Names(), default=(), help="Columns of text, whose words are counted; needs --hash-bits.")
 @option("--drop", type=Names(), default=(), help="Columns to leave out.")
-@option("--hash-bits", type=click.IntRange(1, 26), default=None, metavar="B",
+@option("--hash-bits", type=click.IntRange(1, 24), default=None, metavar="B",
         help="Hash features to 2^B: for more categories or words than can be listed.")
 @x_key
 @y_key
@@ -293,7 +293,7 @@ def bench() -> None:
 
 @bench.command("allreduce", cls=RanksVerb)
 @option("--sizes", type=Sizes(), default="1K,4K,16K,64K,256K,1M,4M,16M,64M",
-        help="Bytes of the vectors; K, M and G are powers of 1024.")
+        help="Bytes of the vectors; K, M, G and T are powers of 1024.")
 @option("--reducers", type=Names(ALLREDUCES), default=REDUCERS, help="Which to measure; also auto and horovod.",
         show_default=", ".join(REDUCERS))
 @option("--dtypes", type=Names(("float32", "float64", "int64", "float16", "bfloat16")), default="float32",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dml_hpc.errors import EXIT_JOB, EXIT_USER, AgreedError, JobError, Stopped, UserError
-from dml_hpc.files import replaced_folder
+from dml_hpc.files import first_line, replaced_folder
 from dml_hpc.launch import launch, share_cores
 from dml_hpc.supervise import last_word, supervised
 from dml_hpc.watch import DEFAULT_DEADLINE_S, watching
@@ -157,6 +158,8 @@ def agreed(comm: Intracomm | Alone) -> Iterator[None]:
         failure = (str(error), error.exit_code)
     except OSError as error:
         failure = (describe(error), EXIT_USER)
+    except MemoryError as error:
+        failure = (f"there is not enough memory: {first_line(error)}", EXIT_JOB)
     except Exception as error:
         traceback.print_exc()
         failure = (f"{type(error).__name__}: {error}", EXIT_JOB)
@@ -195,7 +198,12 @@ def shared_folder(comm: Intracomm | Alone, path: Path) -> Iterator[Path]:
     """
     with ExitStack() as stack:
         folder = on_root(comm, lambda: stack.enter_context(replaced_folder(path)))
-        yield folder
+        try:
+            yield folder
+        except BaseException:
+            # Whichever rank is still there tidies up: the others may be ended before they can.
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         comm.Barrier()
         with agreed(comm):
             stack.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import click
@@ -29,7 +30,7 @@ class Names(click.ParamType):
 
 
 class Sizes(Names):
-    """A list of byte counts: ``4K,1M,123``; K, M and G are powers of 1024."""
+    """A list of byte counts: ``4K,1M,123``; K, M, G and T are powers of 1024."""
 
     name = "BYTES,…"
 
@@ -37,18 +38,19 @@ class Sizes(Names):
         """Return the sizes in bytes."""
         sizes = []
         for word in super().convert(value, param, ctx):
-            number, unit = (word[:-1], word[-1].upper()) if word[-1:].upper() in _UNITS else (word, "")
-            if not (number.isascii() and number.isdigit()):
-                self.fail(f"{word!r} is no number of bytes (such as 4096, 64K, 1M)", param, ctx)
-            sizes.append(int(number) * _UNITS.get(unit, 1))
+            parts = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)(?:i?B)?", word, re.IGNORECASE | re.ASCII)
+            size = int(float(parts[1]) * _UNITS[parts[2].upper()]) if parts and len(parts[1]) < 18 else -1
+            if not 0 <= size < 1 << 60:
+                self.fail(f"{word!r} is no number of bytes (such as 4096, 64K, 1.5G)", param, ctx)
+            sizes.append(size)
         return tuple(sizes)
 
 
-_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 class Size(Sizes):
-    """A byte count: ``512M``; K, M and G are powers of 1024."""
+    """A byte count: ``512M``; K, M, G and T are powers of 1024."""
 
     name = "BYTES"
 

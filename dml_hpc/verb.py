@@ -15,7 +15,7 @@ import click
 from dml_hpc import __version__
 from dml_hpc.config import read_config
 from dml_hpc.console import Console
-from dml_hpc.errors import EXIT_OK, EXIT_USER, AgreedError, JobError, Stopped, UserError, did_you_mean
+from dml_hpc.errors import EXIT_JOB, EXIT_OK, EXIT_USER, AgreedError, JobError, Stopped, UserError, did_you_mean
 from dml_hpc.launch import launch
 from dml_hpc.parameters import Finite, fits, wanted
 from dml_hpc.supervise import stop_on_signals
@@ -207,6 +207,8 @@ def run(root: click.Group, arguments: list[str] | None) -> int:
         return _complain(line, EXIT_USER)
     except (UserError, JobError, AgreedError) as error:
         return _complain(str(error), error.exit_code)
+    except MemoryError as error:
+        return _complain(f"there is not enough memory: {error}", EXIT_JOB)
     except OSError as error:
         from dml_hpc.mpi import describe
 

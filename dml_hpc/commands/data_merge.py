@@ -29,7 +29,7 @@ def run(comm: Intracomm | Alone, console: Console, data: Sequence[Path], output:
     from dml_hpc.data.shard import keys_of
     from dml_hpc.data.sources.rearrange import DatasetRows, merged
 
-    check(comm, output, overwrite)
+    check(comm, output, overwrite, data)
     # Folders are data sets, each by itself; files are one together.
     files = [path for path in data if path.is_file()]
     wanted = [[path] for path in data if path not in files] + ([files] if files else [])

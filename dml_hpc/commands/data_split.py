@@ -31,7 +31,7 @@ def run(comm: Intracomm | Alone, console: Console, data: Sequence[Path], output:
     from dml_hpc.data.sources.holdout import Held
     from dml_hpc.data.sources.rearrange import DatasetRows, Strata, stratified
 
-    check(comm, output, overwrite)
+    check(comm, output, overwrite, data)
     dataset = open_dataset(data, keys_of(x_key, y_key), comm, ratings=True)
     source = DatasetRows(dataset)
     share: float | Limits = holdout

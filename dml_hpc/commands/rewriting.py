@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
     from dml_hpc.data.sources.source import RowSource
 
 
-def check(comm: Intracomm | Alone, output: Path, overwrite: bool) -> None:
-    """Collective: raise `AgreedError` unless a data set may be written to ``output``."""
+def check(comm: Intracomm | Alone, output: Path, overwrite: bool, inputs: Sequence[Path]) -> None:
+    """Collective: raise `AgreedError` unless a data set of the rows of ``inputs`` may be written to ``output``."""
     from dml_hpc.data.replaceable import check_replaceable
 
     def look() -> None:
         check_output(output, overwrite, folder=True)
-        check_replaceable(output)
+        check_replaceable(output, inputs)
 
     on_root(comm, look)
 

@@ -199,7 +199,7 @@ def _reader(comm: Intracomm, dataset: Dataset, problem: Problem, classes: list[f
             return open_reader(dataset, problem.batches, targets, problem.dtype, most_bytes)
         # Averaging deals rows at random, wherever they are stored; batches take a contiguous range.
         check_resident(dataset, problem.dtype, most_bytes)
-        return Resident(dataset, problem.batches, range(len(dataset.manifest.shards)), targets, problem.dtype)
+        return Resident(dataset, problem.batches, targets, problem.dtype, all_rows=True)
 
 
 def _final_loss(comm: Intracomm, problem: Problem, reader: Reader, raw: np.ndarray) -> float:

@@ -26,6 +26,7 @@ from dml_hpc.watch import progressed
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
+MOST_FEATURES = 1 << 24
 BLOCK_BYTES = 2 << 20
 """Rows are read and written in blocks of this size, which stay in the processor's cache meanwhile."""
 
@@ -57,6 +58,10 @@ def build(comm: Intracomm | Alone, folder: Path, parts: dict[str, RowSource], *,
     scratch = folder / "moments"
     written: dict[str, list[_Written]] = {name: [] for name in parts}
     with agreed(comm), one_line("the shards"):
+        for source in parts.values():
+            if source.features > MOST_FEATURES and source.kind != "ratings":
+                raise UserError(f"there are {source.features:,} features; figures of more than {MOST_FEATURES:,} do "
+                                "not fit in memory: hash them (--hash-bits, at most 24)")
         _check_room(folder, parts, dtype, compression)
         for name in parts if comm.rank == 0 else ():
             (folder / name).mkdir(exist_ok=True)
@@ -132,10 +137,11 @@ def _rows_a_block(source: RowSource, dtype: str, moments: Moments, done: int) ->
 def _stored(source: RowSource, X: np.ndarray | Csr, first: int, dtype: str) -> np.ndarray | Csr:
     """Return X as it will be stored; raises `UserError` for a value that cannot be."""
     values = X.packed().data if isinstance(X, Csr) else X
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         stored = values.astype(dtype, copy=False)
+        total = stored.sum(dtype=np.float64)
     # A sum is finite when all are; only then is it worth finding which is not.
-    if not np.isfinite(stored.sum(dtype=np.float64)) and not np.isfinite(stored).all():
+    if not np.isfinite(total) and not np.isfinite(stored).all():
         _refuse(source, X, stored, first, dtype)
     if isinstance(X, Csr):
         packed = X.packed()

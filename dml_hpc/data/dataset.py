@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -21,11 +22,11 @@ from dml_hpc.mpi import Alone, agreed, on_root
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-MOST_OPEN = 128
-"""Shards open at a time; a process may open only so many files."""
+MOST_OPEN = 32
+"""Shards open at a time: a process may open only so many files, and each takes memory."""
 BLOCK_BYTES = 4 << 20
 MOST_ITEM_BYTES = 8
-PARTIAL_BYTES = 256 << 20
+PARTIAL_BYTES = 16 << 20
 """Of statistics that ranks hold before they are merged."""
 
 
@@ -56,9 +57,17 @@ class Dataset:
         """(shards + 1,) int64: shard s holds rows ``offsets[s]`` … ``offsets[s + 1] − 1``."""
         self._keys = keys
         self._opened: dict[int, Shard] = {}
+        self._lock = threading.Lock()  # a thread that reads ahead opens shards too
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Dataset, (self.path, self.manifest, self.paths, self._keys)
 
     def shard(self, index: int) -> Shard:
         """Return one shard, open; raises `UserError` when it is not what the manifest promises."""
+        with self._lock:
+            return self._shard(index)
+
+    def _shard(self, index: int) -> Shard:
         if index in self._opened:
             self._opened[index] = self._opened.pop(index)  # the one used last goes last
             return self._opened[index]
@@ -76,6 +85,11 @@ class Dataset:
         if shard.dtype != np.dtype(manifest.dtype) and self.is_imported:
             shard.close()
             raise UserError(f"{self.paths[index]} holds {shard.dtype}, its manifest says {manifest.dtype}")
+        if shard.kind == "dense" and entry.rows and self.is_imported and \
+                (shard.chunk_rows is None) != (manifest.compression is None):
+            shard.close()
+            raise UserError(f"{self.paths[index]} is {'not ' * (shard.chunk_rows is None)}compressed, its manifest says "
+                            f"{manifest.compression or 'it is not'}")
         if shard.nonzeros not in (None, entry.nonzeros):
             shard.close()
             raise UserError(f"{self.paths[index]} holds {shard.nonzeros:,} entries, its manifest says "
@@ -122,19 +136,21 @@ class Dataset:
             found += [(first, min(first + step, high)) for first in range(low, high, step)]
         return found
 
-    def pieces(self, start: int, stop: int, most_rows: int | None = None, mapped: bool = True) -> Iterator[Piece]:
+    def pieces(self, start: int, stop: int, most_rows: int | None = None, mapped: bool = True,
+               most_bytes: int = BLOCK_BYTES) -> Iterator[Piece]:
         """Yield rows ``start`` … ``stop − 1`` in order, cut as `ranges` says; the next is read while one is used.
 
         A piece is a view where the shard is mapped; else it lies in one of a few buffers, and is valid until the next
         is asked for, and so are all without ``mapped``, where the pages of a mapped file would be too much memory.
-        ``most_rows`` None makes pieces of `BLOCK_BYTES`, or all of a shard's rows where it is mapped.
+        ``most_rows`` None makes pieces of at most ``most_bytes`` (or one row), or of all of a shard's rows where it is
+        mapped.
         """
         from dml_hpc.data.prefetch import DEPTH, ahead
 
         if mapped and self.is_imported and self.manifest.compression is None:
             return (self._view(*cut) for cut in self.ranges(start, stop, most_rows))
-        wanted = self.ranges(start, stop, most_rows or self.block_rows())
-        longest = max((last - first for first, last in wanted), default=0)
+        wanted = self._cuts(start, stop, most_bytes) if most_rows is None else iter(self.ranges(start, stop, most_rows))
+        longest = most_rows or max(1, most_bytes // self.row_bytes())
         ring: list[np.ndarray] = []
 
         def read(cut: tuple[int, int]) -> Piece:
@@ -156,6 +172,16 @@ class Dataset:
         number, start = self.place(first)
         shard, stop = self.shard(number), start + last - first
         return Piece(shard.block(start, stop), shard.y(start, stop), first)
+
+    def _cuts(self, start: int, stop: int, most_bytes: int) -> Iterator[tuple[int, int]]:
+        """Yield ranges of rows of one shard each that take at most ``most_bytes``, or one row."""
+        for first, last in self.ranges(start, stop):
+            number, begin = self.place(first)
+            end = begin + last - first
+            while begin < end:
+                until = self.shard(number).within(begin, end, most_bytes)
+                yield first, first + until - begin
+                first, begin = first + until - begin, until
 
     def row_bytes(self) -> int:
         """Return how many bytes X has a row, on average."""
@@ -288,7 +314,7 @@ def with_statistics(comm: Intracomm | Alone, dataset: Dataset) -> Dataset:
     with agreed(comm):
         for first, last in pieces[slice(*split(len(pieces), comm.size, comm.rank))]:
             moments = Moments(dataset.features)
-            for piece in dataset.pieces(first, last):
+            for piece in dataset.pieces(first, last, mapped=False):
                 moments.add(piece.X)
             found.append(moments)
     whole = Moments(dataset.features)

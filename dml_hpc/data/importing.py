@@ -112,8 +112,8 @@ def _settle(sources: Sequence[Path | str], output: Path, label: str | None, colu
     if not 0 <= holdout < 1 or seed < 0 or form.shards < 1 or form.dtype not in ("float16", "float32", "float64"):
         raise UserError(f"--holdout is a share from 0 to below 1, --seed at least 0, --shards at least 1, --dtype "
                         f"float16, float32 or float64; got {holdout}, {seed}, {form.shards}, {form.dtype}")
-    check_replaceable(output)
     paths = _matching(sources)
+    check_replaceable(output, paths)
     if like is not None and columns != ALL:
         raise UserError(f"--like takes the columns from {like}: leave out --categorical, --numeric, --text, --drop and "
                         "--hash-bits")

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dml_hpc.data.batches import Batches
+from dml_hpc.data.batches import Batches, Part
 from dml_hpc.data.csr import Csr, index_dtype
-from dml_hpc.data.dataset import Dataset
+from dml_hpc.data.dataset import BLOCK_BYTES, Dataset
 from dml_hpc.data.shard import CsrShard, DenseShard, Shard
 from dml_hpc.errors import UserError
 from dml_hpc.kernels import computable
@@ -71,7 +71,7 @@ def open_reader(dataset: Dataset, batches: Batches, targets: Targets, dtype: np.
     """
     needed = sum(stored_bytes(dataset, number, *_inside(dataset, batches, number), dtype) for number in batches.shards)
     if most_bytes is None or needed <= most_bytes:
-        return Resident(dataset, batches, batches.shards, targets, dtype)
+        return Resident(dataset, batches, targets, dtype)
     return Streamed(dataset, batches, targets, dtype, most_bytes)
 
 
@@ -89,34 +89,49 @@ def _inside(dataset: Dataset, batches: Batches, number: int) -> tuple[int, int]:
 
 
 class Resident(Reader):
-    """Whole shards at hand: mapped where the file allows it, else in memory. ``arrays`` holds X and targets of each."""
+    """Rows at hand: mapped where the file allows it, else in memory.
 
-    def __init__(self, dataset: Dataset, batches: Batches, shards: Iterable[int], targets: Targets, dtype: np.dtype):
+    ``arrays`` holds, by shard, X and targets of this rank's rows, and the number within the shard of the first; with
+    ``all_rows`` every rank has those of all shards.
+    """
+
+    def __init__(self, dataset: Dataset, batches: Batches, targets: Targets, dtype: np.dtype, all_rows: bool = False):
         super().__init__(batches)
-        self.arrays: dict[int, tuple[np.ndarray | Csr, np.ndarray]] = {}
+        self.arrays: dict[int, tuple[np.ndarray | Csr, np.ndarray, int]] = {}
         mapped = True
-        for number in shards:
+        for number in range(len(dataset.paths)) if all_rows else batches.shards:
             shard = dataset.shard(number)
+            low, high = (0, shard.rows) if all_rows else _inside(dataset, batches, number)
             kind = computable(shard.dtype, dtype)
             mapped = mapped and shard.mappable and shard.dtype == kind
-            if shard.dtype == kind:
-                X = shard.whole()
-            elif isinstance(shard, CsrShard):
-                X = shard.whole().astype(kind)
+            X: np.ndarray | Csr
+            if isinstance(shard, CsrShard):
+                X = shard.block(low, high).astype(kind, copy=False)
+            elif shard.dtype == kind:
+                X = shard.block(low, high)
             else:
-                X = np.empty((shard.rows, shard.features), kind)
-                shard.stored.read_into(0, shard.rows, X)
-            self.arrays[number] = X, _named(targets, shard.y(), dataset, number)
+                X = np.empty((high - low, shard.features), kind)
+                shard.stored.read_into(low, high, X)
+            self.arrays[number] = X, _named(targets, shard.y(low, high), dataset, number), low
         self.how = "mapped" if mapped else "memory"
 
     def take(self, epoch: int, step: int) -> tuple[Iterable[Rows], int]:
         """See `Reader.take`."""
         parts, rows = self.batches.take(epoch, step)
-        return [Rows(*self.arrays[part.shard], part.rows) for part in parts], rows
+        return self._rows(parts), rows
 
     def everything(self) -> Iterable[Rows]:
         """See `Reader.everything`."""
-        return [Rows(*self.arrays[part.shard], part.rows) for part in self.batches.everything()]
+        return self._rows(self.batches.everything())
+
+    def _rows(self, parts: list[Part]) -> list[Rows]:
+        found = []
+        for part in parts:
+            X, y, low = self.arrays[part.shard]
+            if low:
+                part.rows[:] -= low
+            found.append(Rows(X, y, part.rows))
+        return found
 
 
 def _named(targets: Targets, y: np.ndarray, dataset: Dataset, number: int) -> np.ndarray:
@@ -157,7 +172,7 @@ class Streamed(Reader):
         if needed > most_bytes:
             raise UserError(f"--memory-limit leaves {most_bytes >> 20:,} MiB for rows, and {needed >> 20:,} MiB are "
                             "needed even when they are streamed; use more ranks or a larger limit")
-        self._piece_rows = min(dataset.block_rows(), (most_bytes - self._slots.bytes) // (_PIECES * row_bytes))
+        self._piece_bytes = min(BLOCK_BYTES, (most_bytes - self._slots.bytes) // _PIECES)
         self._rows = np.empty(min(batches.most_rows, places * batches.block), np.int64)
         stripes = len(self._blocks)
         self._order = np.empty((stripes, batches.block if batches.shuffle else 0), np.int32)
@@ -210,7 +225,7 @@ class Streamed(Reader):
         """See `Reader.everything`."""
         buffer = np.empty((0, self._dataset.features), self._kind)
         started = time.perf_counter()
-        for piece in self._dataset.pieces(*self.batches.range, self._piece_rows, mapped=False):
+        for piece in self._dataset.pieces(*self.batches.range, most_bytes=self._piece_bytes, mapped=False):
             self.waited_s += time.perf_counter() - started
             number, X = self._dataset.place(piece.first)[0], piece.X
             if isinstance(X, Csr):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from dml_hpc.data.manifest import FILE as MANIFEST
@@ -11,8 +12,11 @@ from dml_hpc.errors import UserError
 OWN = (MANIFEST, STATISTICS_FILE, "truth.h5")
 
 
-def check_replaceable(folder: Path) -> None:
-    """Raise `UserError` when replacing ``folder`` would delete what is no part of a data set, such as its source."""
+def check_replaceable(folder: Path, inputs: Sequence[Path] = ()) -> None:
+    """Raise `UserError` when replacing ``folder`` would delete what is no part of a data set, or one of ``inputs``."""
+    for path in inputs:
+        if folder.is_dir() and path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{path} is read, and would be deleted, as it lies in {folder}; choose another -o")
     for child in folder.iterdir() if folder.is_dir() else ():
         if child.is_dir() and child.name in ("train", "test"):
             check_replaceable(child)

@@ -65,6 +65,10 @@ class DenseShard:
         """Return how many bytes the rows take in memory."""
         return (stop - start) * self.stored.row_bytes
 
+    def within(self, start: int, stop: int, most_bytes: int) -> int:
+        """Return up to which row those from ``start`` on take ``most_bytes``: at least the next, at most ``stop``."""
+        return min(stop, start + max(1, most_bytes // max(self.stored.row_bytes, 1)))
+
     def balanced(self, share: float) -> int:
         """Return the row before which ``share`` of this shard's work lies."""
         return round(share * self.rows)
@@ -165,6 +169,12 @@ class CsrShard:
         low, high = self._entries(start, stop)
         return (high - low) * (self.stored.row_bytes + self.indices.row_bytes) + (stop - start + 1) * 8
 
+    def within(self, start: int, stop: int, most_bytes: int) -> int:
+        """Return up to which row those from ``start`` on take ``most_bytes``: at least the next, at most ``stop``."""
+        entries = most_bytes // (self.stored.row_bytes + self.indices.row_bytes)
+        ends = self.indptr[start:stop + 1]
+        return min(stop, max(start + 1, start + int(np.searchsorted(ends, ends[0] + entries, side="right")) - 1))
+
     def balanced(self, share: float) -> int:
         """Return the row before which ``share`` of this shard's entries lies."""
         return int(np.searchsorted(self.indptr, share * self.nonzeros)) if self.nonzeros else round(share * self.rows)
@@ -210,6 +220,8 @@ def open_shard(path: Path, keys: Keys = DEFAULT_KEYS, features: int | None = Non
         shard: Shard = CsrShard(path, file, keys, features) if sparse else DenseShard(path, file, keys)
         if shard.labels is not None and shard.labels.shape[0] != shard.rows:
             raise UserError(f"{path} holds {shard.rows:,} rows of {keys.x} but {shard.labels.shape[0]:,} of {keys.y}")
+        if not any(part.needs_file for part in stored_parts(shard)):
+            shard.close()
     except HDF5_ERRORS as error:
         file.close()
         raise UserError(f"{path} cannot be read as HDF5: {first_line(error)}") from None

@@ -52,6 +52,10 @@ class Moments:
 
     def add(self, X: np.ndarray | Csr) -> None:
         """Count rows in, all finite; float16, float32 or float64."""
+        with np.errstate(over="ignore", invalid="ignore"):  # what is too large shows in the deviation
+            self._add(X)
+
+    def _add(self, X: np.ndarray | Csr) -> None:
         from dml_hpc.kernels.moments import dense_moments, sparse_moments
 
         if isinstance(X, Csr):
@@ -68,7 +72,8 @@ class Moments:
 
     def merge(self, other: Moments) -> None:
         """Count in what another has counted; where its count is 0 nothing changes."""
-        self._merge(other.count, other.mean, other.squares)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._merge(other.count, other.mean, other.squares)
         self.minimum = np.minimum(self.minimum, other.minimum)
         self.maximum = np.maximum(self.maximum, other.maximum)
         self.nonzeros += other.nonzeros
@@ -83,13 +88,14 @@ class Moments:
     def statistics(self, rows: int, numeric: np.ndarray | None, missing: np.ndarray | None) -> Statistics:
         """Return the figures of ``rows`` rows, entries not counted being zero; all 0 without rows.
 
-        ``numeric`` None: all are, ``missing`` None: none is. What is counted here is used up: of 2^26 features there is
-        no room for a copy.
+        ``numeric`` None: all are, ``missing`` None: none is. What is counted here is used up: of very many features
+        there is no room for a copy.
         """
         features, share = len(self.mean), self.count / max(rows, 1)
         absent = self.count < rows
         # Zeros merged as any other batch would be, of mean 0 and no squares.
-        self.squares += np.square(self.mean) * self.count * (1 - share)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.squares += np.square(self.mean) * self.count * (1 - share)
         self.mean *= share
         self.minimum[absent], self.maximum[absent] = (np.minimum(self.minimum[absent], 0),
                                                       np.maximum(self.maximum[absent], 0))

@@ -14,6 +14,8 @@ import numpy as np
 from dml_hpc.errors import UserError
 from dml_hpc.files import HDF5_ERRORS, first_line
 
+CACHE_BYTES = 1 << 20
+"""Of decoded chunks, for each dataset that is open; blocks are read by whole chunks, so little is gained by more."""
 MOST_COMPRESSED = 1100
 """How many bytes one stored byte can stand for: deflate, the densest common filter, reaches 1032."""
 
@@ -33,11 +35,14 @@ class StoredArray:
         self.bytes = self.row_bytes * self.shape[0]
         self.offset = dataset.id.get_offset()
         self.chunk_rows = dataset.chunks[0] if dataset.chunks else None
-        self._dataset = dataset
-        self._handle: IO[bytes] | None = None
+        self.name: str = dataset.name
+        self._in_file = dataset.dtype
         self._swapped = not dataset.dtype.isnative
+        # What lies in one piece is read past HDF5, whose file may be closed then.
+        self._dataset = dataset if self.offset is None and self.bytes else None
+        self._handle: IO[bytes] | None = None
         stored = dataset.id.get_storage_size()
-        name = dataset.name
+        name = self.name
         if self.offset is not None and self.offset + self.bytes > path.stat().st_size:
             raise UserError(f"{path} is cut short: {name} ends beyond the end of the file")
         if self.bytes > max(MOST_COMPRESSED * stored, 1 << 20):
@@ -54,6 +59,11 @@ class StoredArray:
             if not h5py.h5z.filter_avail(number):
                 raise UserError(f"{self.path}: {dataset.name} is compressed by HDF5 filter {number}, which this Python "
                                 "lacks; run: pip install 'dml-hpc[compression]'")
+
+    @property
+    def needs_file(self) -> bool:
+        """Whether reading it takes the HDF5 file, which is to stay open."""
+        return self._dataset is not None
 
     @property
     def mappable(self) -> bool:
@@ -82,16 +92,17 @@ class StoredArray:
         if stop <= start or not out.size:
             return
         try:
-            if self.offset is None:
+            if self._dataset is not None:
                 self._dataset.read_direct(out, np.s_[start:stop])
                 return
             same = out.dtype == self.dtype and not self._swapped
-            raw = out if same else np.empty(out.shape, self._dataset.dtype)
+            raw = out if same else np.empty(out.shape, self._in_file)
+            assert self.offset is not None
             self._read_bytes(self.offset + start * self.row_bytes, raw)
             if not same:
                 out[...] = raw
         except HDF5_ERRORS as error:
-            raise UserError(f"{self.path}: {self._dataset.name} cannot be read: {first_line(error)}") from None
+            raise UserError(f"{self.path}: {self.name} cannot be read: {first_line(error)}") from None
 
     def _read_bytes(self, place: int, out: np.ndarray) -> None:
         # Past HDF5, which holds Python's lock while it copies.
@@ -110,7 +121,7 @@ def open_file(path: Path) -> h5py.File:
     try:
         if not path.is_file():
             raise UserError(f"{path} is missing, or no file")
-        return h5py.File(path, "r", locking=False)
+        return h5py.File(path, "r", locking=False, rdcc_nbytes=CACHE_BYTES)
     except HDF5_ERRORS as error:
         raise UserError(f"{path} cannot be read as HDF5: {first_line(error)}") from None
 

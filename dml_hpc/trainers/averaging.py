@@ -69,7 +69,7 @@ class _Examples:
     def __init__(self, problem: Problem, reader: Reader, offsets: np.ndarray):
         assert isinstance(reader, Resident), "rows from anywhere"
         self._arrays, self._offsets = reader.arrays, offsets
-        stored = next((X.dtype for X, _ in reader.arrays.values()), problem.dtype)
+        stored = next((X.dtype for X, _, _ in reader.arrays.values()), problem.dtype)
         self._X = np.empty((RandomShare.CHUNK_ROWS, problem.features), stored)
         self._y = np.empty(RandomShare.CHUNK_ROWS, problem.dtype)
         self.order = np.arange(RandomShare.CHUNK_ROWS)
@@ -79,7 +79,7 @@ class _Examples:
         shards = np.searchsorted(self._offsets, rows, side="right") - 1
         for shard in np.unique(shards).tolist():
             here = np.flatnonzero(shards == shard)
-            X, y = self._arrays[shard]
+            X, y, _ = self._arrays[shard]
             local = rows[here] - self._offsets[shard]
             self._X[here] = X[local]
             self._y[here] = y[local]

@@ -56,7 +56,7 @@ def test_streamed_steps_are_those_from_memory_and_every_row_comes_once(shard_row
         seen = [[], []]
         for rank in range(size):
             batches = Batches(data, batch, rank, size, seed, shuffle, None if compression is None else 7)
-            resident = Resident(data, batches, batches.shards, targets, F4)
+            resident = Resident(data, batches, targets, F4)
             with Streamed(data, batches, targets, F4, 1 << 40) as streamed:
                 for epoch in range(2):
                     for step in range(batches.steps):
@@ -101,7 +101,7 @@ def test_sparse_rows_come_once_an_epoch_too_whatever_their_sizes(shard_rows, siz
         seen: list[list[float]] = [[], []]
         for rank in range(size):
             batches = Batches(data, batch, rank, size, seed)
-            resident = Resident(data, batches, batches.shards, targets, F4)
+            resident = Resident(data, batches, targets, F4)
             with Streamed(data, batches, targets, F4, 1 << 40) as streamed:
                 for epoch in range(2):
                     for step in range(batches.steps):
@@ -137,7 +137,7 @@ def test_float16_is_widened_wherever_it_is_read(tmp_path):
     data = numbered(tmp_path / "half", [900], dtype="float16")
     batches = Batches(data, 64, 0, 1)
     with Streamed(data, batches, targets, F4, 1 << 30) as streamed:
-        resident = Resident(data, batches, batches.shards, targets, F4)
+        resident = Resident(data, batches, targets, F4)
         for step in range(batches.steps):
             np.testing.assert_array_equal(taken(streamed, 0, step), taken(resident, 0, step))
         parts = list(streamed.everything())
@@ -167,7 +167,7 @@ def test_a_shard_cut_short_while_it_is_streamed_is_one_clear_line(tmp_path):
 
 def test_an_order_differs_by_epoch_and_seed_and_mixes_the_blocks(tmp_path):
     data = numbered(tmp_path / "data", [20_000])
-    reader = Resident(data, batches := Batches(data, 100, 0, 1), batches.shards, targets, F4)
+    reader = Resident(data, batches := Batches(data, 100, 0, 1), targets, F4)
     first = [taken(reader, 0, step) for step in range(batches.steps)]
     second = [taken(reader, 1, step) for step in range(batches.steps)]
     assert any(not np.array_equal(a, b) for a, b in zip(first, second, strict=True))

@@ -204,3 +204,16 @@ def test_numbers_of_users_and_items_may_differ(tmp_path: Path) -> None:
     both = merged([one, two])
     assert (both.rows, both.features, both.about.users) == (100, 9, 30)
     assert isinstance(both.about, About)
+
+
+@pytest.mark.parametrize("command", [
+    ["data", "merge", "DATA", "-o", "DATA", "--overwrite", "--shards", "2"],
+    ["data", "import", "DATA/part-00000.h5", "-o", "DATA", "--overwrite"],
+    ["data", "split", "DATA/part-00000.h5", "-o", "DATA", "--holdout", "0.5", "--overwrite"]])
+def test_nothing_that_is_read_is_ever_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                               command: list[str]) -> None:
+    data = write_dataset(tmp_path / "data", np.ones((20, 2)), np.arange(20) % 2, [10, 10])
+    before = sorted((path.name, path.read_bytes()) for path in data.iterdir())
+    assert main([word.replace("DATA", str(data)) for word in command]) == 2
+    assert "would be deleted" in capsys.readouterr().err
+    assert sorted((path.name, path.read_bytes()) for path in data.iterdir()) == before

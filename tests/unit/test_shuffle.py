@@ -105,3 +105,11 @@ def test_what_the_source_raises_is_raised(tmp_path):
 
     with pytest.raises(AgreedError, match="row 50 is bad"):
         shuffled(Alone(), Broken(np.ones((100, 2)), np.ones(100)), 0, tmp_path)
+
+
+def test_float16_sparse_rows_are_shuffled_too(tmp_path):
+    (tmp_path / "scratch").mkdir()
+    rows = source(50, 8, "csr", np.float16)
+    found, y = shuffled(Alone(), rows, 3, tmp_path / "scratch").read(0, 50)
+    assert found.dtype == np.float16
+    np.testing.assert_array_equal(found.dense(), rows.X.dense()[y.astype(int)])

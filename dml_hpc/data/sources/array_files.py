@@ -201,6 +201,8 @@ def open_hdf5(path: Path, x_key: str | None, y_key: str | None) -> StoredMatrix:
             if kind != "csr_matrix":
                 raise UserError(f"{path}: {key} is a {kind}; write it as CSR")
             shape = file[key].attrs.get("shape", file[key].get("shape"))
+            if shape is not None and (np.shape(shape) != (2,) or np.asarray(shape).dtype.kind not in "iu"):
+                raise UserError(f"{path}: the shape of {key} is to be two whole numbers, rows and columns")
             features = int(shape[1]) if shape is not None else _width(csr["indices"])
             return StoredMatrix(path, (len(file[key]["indptr"]) - 1, features), None, csr, y)
     except HDF5_ERRORS as error:

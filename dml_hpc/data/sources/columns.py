@@ -86,4 +86,4 @@ def _number_word(value: float | None) -> str | None:
     """Return a number as it would stand in a CSV file: a whole one as 1, not 1.0; NaN as nothing."""
     if value is None or value != value:
         return None
-    return str(int(value)) if value.is_integer() else repr(value)
+    return str(int(value)) if value.is_integer() and abs(value) < 1e16 else repr(value)

@@ -124,7 +124,8 @@ class ShuffledRows:
         np.cumsum(indptr, out=indptr)
         data, indices = np.empty(indptr[-1], self._types.data), np.empty(indptr[-1], self._types.indices)
         for rows in self._found(first, last):
-            place_rows(rows.destinations - first, rows.indptr, rows.indices, rows.data, indptr, indices, data)
+            place_rows(rows.destinations - first, rows.indptr, rows.indices, _bits(rows.data), indptr, indices,
+                       _bits(data))
         return Csr(data, indices, indptr, self.features), y
 
     def _found(self, first: int, last: int, entries: bool = True) -> Iterator[_Rows]:
@@ -219,8 +220,13 @@ def _ordered(X: Csr, order: np.ndarray, types: _Types) -> Csr:
     indptr = np.zeros(len(order) + 1, np.int64)
     np.cumsum(np.diff(X.indptr)[order], out=indptr[1:])
     data, indices = np.empty(indptr[-1], types.data), np.empty(indptr[-1], types.indices)
-    place_rows(places, X.indptr, X.indices, X.data, indptr, indices, data)
+    place_rows(places, X.indptr, X.indices, _bits(X.data.astype(types.data, copy=False)), indptr, indices, _bits(data))
     return Csr(data, indices, indptr, X.features)
+
+
+def _bits(values: np.ndarray) -> np.ndarray:
+    """Return numbers as whole ones of their size: they are only moved, and kernels know no float16."""
+    return values.view(f"u{values.itemsize}")
 
 
 def _read(file: IO[bytes], block: _Block, start: int, stop: int, types: _Types, entries: bool) -> _Rows:

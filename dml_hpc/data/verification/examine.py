@@ -72,6 +72,8 @@ def _dense(path: Path, file: Any, expected: Expected, found: Findings) -> None:
         if not found.features:
             found.add(name, "has no columns")
         compare_dtype(found, name, x, expected.dtype)
+        if expected.compressed is not None and found.rows and expected.compressed != (x.chunk_rows is not None):
+            found.add(name, f"is {'not ' * expected.compressed}compressed, unlike the manifest says")
         wanted = expected.moments and found.features == expected.features and x.dtype.kind == "f"
         moments = Moments(x.shape[1]) if wanted else None
         bad, first = 0, ""

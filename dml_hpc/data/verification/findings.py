@@ -37,6 +37,7 @@ class Expected(NamedTuple):
     moments: bool = False
     x_key: str = "X"
     y_key: str = "y"
+    compressed: bool | None = None
 
 
 @dataclass

@@ -121,7 +121,8 @@ def _shards(folder: Path, files: Sequence[Path]) -> _Part | None:
 
 def _expected(manifest: Manifest, entry: ShardEntry) -> Expected:
     return Expected(manifest.kind, entry.rows, manifest.features, entry.nonzeros, manifest.dtype, manifest.users,
-                    manifest.label.values, manifest.statistics is not None)
+                    manifest.label.values, manifest.statistics is not None,
+                    compressed=manifest.compression is not None)
 
 
 def _look(parts: list[_Part], work: list[tuple[int, int]], bar: Progress) -> _Looked:
@@ -141,7 +142,7 @@ def _look(parts: list[_Part], work: list[tuple[int, int]], bar: Progress) -> _Lo
         bar.advance(1)
     wanted = [parts[number].files[place][:2] for number, place, _ in apart]
     for (number, place, changed), found in zip(apart, examine_apart(wanted), strict=True):
-        if changed is not None:
+        if changed is not None and changed not in found.faults:
             found.faults.insert(0, changed)
         looked.findings[number, place] = found
         bar.advance(1)
