@@ -63,7 +63,7 @@ def _print(console: Console, dataset: Dataset, summary: Summary, size: int) -> N
     cells = manifest.features * ((manifest.users or 0) if manifest.kind == "ratings" else manifest.rows)
     if dataset.is_imported or manifest.kind == "csr":
         hashed = f", features hashed to {manifest.hash_bits} bits" if manifest.hash_bits is not None else ""
-        console.say(f"{manifest.nonzeros:,} entries, {manifest.nonzeros / max(cells, 1):.3g} of all{hashed}")
+        console.say(f"{manifest.nonzeros:,} entries, {100 * manifest.nonzeros / max(cells, 1):.3g}% of all{hashed}")
     console.say()
     console.say(f"label '{label.name}', {label.missing:,} rows without it dropped")
     named = []
