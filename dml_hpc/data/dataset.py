@@ -88,8 +88,8 @@ class Dataset:
         if shard.kind == "dense" and entry.rows and self.is_imported and \
                 (shard.chunk_rows is None) != (manifest.compression is None):
             shard.close()
-            found = "not compressed" if shard.chunk_rows is None else "compressed"
-            raise UserError(f"{self.paths[index]} is {found}, its manifest says {manifest.compression or 'it is not'}")
+            state = "not compressed" if shard.chunk_rows is None else "compressed"
+            raise UserError(f"{self.paths[index]} is {state}, its manifest says {manifest.compression or 'it is not'}")
         if shard.nonzeros not in (None, entry.nonzeros):
             shard.close()
             raise UserError(f"{self.paths[index]} holds {shard.nonzeros:,} entries, its manifest says "

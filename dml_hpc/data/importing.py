@@ -17,6 +17,7 @@ from dml_hpc.data.build import build
 from dml_hpc.data.csr import Csr, sparse
 from dml_hpc.data.manifest import Manifest, read_manifest
 from dml_hpc.data.replaceable import check_replaceable
+from dml_hpc.data.sources.arrays import ArrayRows
 from dml_hpc.data.sources.cuts import PIECE_BYTES
 from dml_hpc.data.sources.holdout import Held
 from dml_hpc.data.sources.matrices import is_matrix, open_matrix
@@ -180,16 +181,22 @@ def _prepared(comm: Intracomm | Alone, settled: _Settled, scratch: Path, label: 
     bar = console.bar(sum(path.stat().st_size for path in settled.paths) // comm.size, "reading")
     rows = open_matrix(comm, settled.paths, scratch, label=label, x_key=keys.x_key, y_key=keys.y_key,
                        features=keys.features if like is None else like.features, dtype=form.dtype, bar=bar,
-                       hash_bits=columns.hash_bits if like is None else like.hash_bits)
+                       hash_bits=columns.hash_bits if like is None else like.hash_bits,
+                       zero_based=None if like is None else like.source.get("zero_based"), holdout=holdout, seed=seed,
+                       fill=None if like is None or like.statistics is None else like.statistics.mean)
     bar.close()
     with agreed(comm):
         if like is not None and rows.features != like.features:
             raise UserError(f"{settled.paths[0]} has {rows.features:,} features, the data set to be like has "
                             f"{like.features:,}; they cannot be the same")
+    found = rows
     if layout not in ("auto", rows.kind):
         rows = Converted(rows, layout)
     missing = rows.about.missing
-    return Prepared(rows, [rows.about, rows.about], rows.rows, 0 if missing is None else int(missing.sum()), 0)
+    abouts = [rows.about, rows.about]
+    if holdout and isinstance(found, ArrayRows) and found.missing_of_parts is not None:
+        abouts = [dataclasses.replace(rows.about, missing=part) for part in found.missing_of_parts]
+    return Prepared(rows, abouts, rows.rows, 0 if missing is None else int(missing.sum()), 0)
 
 
 def _parts(comm: Intracomm | Alone, prepared: Prepared, paths: Sequence[Path], holdout: float, seed: int,

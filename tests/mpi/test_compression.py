@@ -210,3 +210,17 @@ def test_bad_arguments_are_refused(comm):
         open_compressed(Compression("topk"), partial(open_reducer, "ring"), comm, 5, "float64")
     with pytest.raises(ValueError, match="of 5 elements 6"):
         open_one(comm, 5, "topk", exact=6)
+
+
+@pytest.mark.parametrize("names", [("ring", "mpi"), ("mpi", "ring")])
+def test_what_carries_the_two_sums_of_powersgd_may_differ(comm, names):
+    left = list(names)
+
+    def open_inner(comm, size, dtype):
+        return open_reducer(left.pop(0), comm, size, dtype)
+
+    with open_compressed(Compression("powersgd"), open_inner, comm, 3000, weights="float32") as reducer:
+        reducer.buffer[:] = 1
+        reducer.allreduce()
+        np.testing.assert_allclose(reducer.total, comm.size, rtol=1e-5)
+        assert reducer.bytes_sent is None  # MPI's own does not say, so nobody knows the whole

@@ -17,6 +17,7 @@ from sklearn.utils import murmurhash3_32
 from tables_support import contents, import_table, read_all, write_csv
 
 from dml_hpc.data.dataset import open_dataset
+from dml_hpc.data.importing import Form, import_data
 from dml_hpc.data.sources.cuts import cut
 from dml_hpc.data.sources.holdout import Held
 from dml_hpc.data.sources.parse import Wanted, parsed
@@ -210,3 +211,36 @@ def test_matrices_are_imported_too(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_all(tmp_path / "dense")[0], read_all(tmp_path / "out")[0])
     with pytest.raises(AgreedError, match="one after the other"):
         import_table([tmp_path / "t.csv", tmp_path / "t.svm"], tmp_path / "bad", label="y")
+
+
+def test_what_is_missing_in_a_matrix_becomes_the_mean_of_the_training_rows(tmp_path):
+    rng = np.random.default_rng(1)
+    X = rng.normal([0, 5, -2], size=(400, 3))
+    X[rng.random(X.shape) < 0.2] = np.nan
+    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "y.npy", np.arange(400.0))
+    options = {"label": str(tmp_path / "y.npy"), "form": Form(dtype="float64")}
+    import_data(Alone(), [tmp_path / "x.npy"], tmp_path / "out", holdout=0.3, seed=4, **options)
+    held = np.random.Generator(np.random.PCG64(4)).random(400) < 0.3
+    mean = np.nanmean(X[~held], axis=0)
+    for name, rows in (("train", ~held), ("test", held)):
+        part = open_dataset(tmp_path / "out" / name)
+        (piece,) = part.pieces(0, part.rows)
+        np.testing.assert_array_equal(piece.y, np.flatnonzero(rows))
+        np.testing.assert_allclose(piece.X, np.where(np.isnan(X), mean, X)[rows], rtol=1e-12)
+        np.testing.assert_array_equal(part.manifest.statistics.missing, np.isnan(X)[rows].sum(axis=0))
+    np.save(tmp_path / "new.npy", np.full((2, 3), np.nan))
+    np.save(tmp_path / "new_y.npy", np.zeros(2))
+    import_data(Alone(), [tmp_path / "new.npy"], tmp_path / "new", label=str(tmp_path / "new_y.npy"),
+                like=tmp_path / "out" / "train", form=Form(dtype="float64"))
+    (piece,) = open_dataset(tmp_path / "new").pieces(0, 2)
+    np.testing.assert_allclose(piece.X, [open_dataset(tmp_path / "out" / "train").manifest.statistics.mean] * 2)
+
+
+def test_new_libsvm_rows_are_numbered_as_those_they_are_like(tmp_path):
+    (tmp_path / "a.svm").write_text("1 0:1 3:4\n-1 1:2\n")
+    (tmp_path / "b.svm").write_text("1 1:7\n")  # alone, it would be taken to begin with 1
+    import_data(Alone(), [tmp_path / "a.svm"], tmp_path / "a")
+    import_data(Alone(), [tmp_path / "b.svm"], tmp_path / "b", like=tmp_path / "a")
+    (piece,) = open_dataset(tmp_path / "b").pieces(0, 1)
+    np.testing.assert_array_equal(piece.X.dense(), [[0, 7, 0, 0]])

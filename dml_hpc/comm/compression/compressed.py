@@ -44,7 +44,7 @@ class Compressed(Reducer):
         """Collective: all-reduce an adopted reducer's buffer; return its total."""
         before = inner.bytes_sent or 0
         inner.allreduce()
-        if inner.bytes_sent is not None:
+        if self.bytes_sent is not None and inner.bytes_sent is not None:  # else one of several does not count
             self._sent(inner.bytes_sent - before)
         return inner.total
 

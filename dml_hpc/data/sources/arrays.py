@@ -19,6 +19,7 @@ from dml_hpc.data.sources.array_files import (
     open_npy,
     open_npz,
 )
+from dml_hpc.data.sources.holdout import held_out
 from dml_hpc.data.sources.source import About
 from dml_hpc.errors import UserError
 from dml_hpc.layout import split
@@ -53,6 +54,8 @@ class ArrayRows:
         self._starts = np.concatenate([[0], np.cumsum([file.shape[0] for file in files], dtype=np.int64)])
         self.rows = int(self._starts[-1])
         self._fill: np.ndarray | None = None
+        self.missing_of_parts: np.ndarray | None = None
+        """(2, features): how many values of the rows to train on, and of those held out, were missing."""
         stored = [(file.x or file.csr["data"]).dtype for file in files]
         self._dtype = np.result_type(*(_float_type(dtype) for dtype in stored))
         self._may_miss = any(dtype.kind == "f" for dtype in stored)
@@ -70,15 +73,16 @@ class ArrayRows:
                 X[rows, columns] = self._fill[columns]
         return X, y
 
-    def survey(self, comm: Intracomm | Alone, bar: Progress | None = None) -> None:
+    def survey(self, comm: Intracomm | Alone, bar: Progress | None = None, holdout: float = 0.0, seed: int = 0,
+               fill: np.ndarray | None = None) -> None:
         """Collective: count the missing values and find what fills them, with one pass over the values.
 
-        The rows are cut into segments, each summed by one rank in order, and the sums are added in the segments'
-        order, so that the means do not depend on the ranks. Raises `AgreedError` with the place of an infinite value.
+        They become ``fill`` (features,), or the mean of the rows that are not held out (`held_out`). The rows are cut
+        into segments, each summed by one rank in order, and the sums are added in the segments' order, so that the
+        means do not depend on the ranks. Raises `AgreedError` with the place of an infinite value.
         """
         segments = max(1, min(MOST_SEGMENTS, SEGMENT_SUMS // self.features)) if self._may_miss else 0
-        missing = np.zeros(self.features, np.int64)
-        sums = []
+        missing, trained, sums = np.zeros((2, self.features), np.int64), 0, []
         with agreed(comm):
             for segment in range(*split(segments, comm.size, comm.rank)):
                 sums.append(np.zeros(self.features))
@@ -86,35 +90,45 @@ class ArrayRows:
                 step = self._rows_a_block()
                 for first in range(start, stop, step):
                     last = min(first + step, stop)
-                    self._survey_block(first, last, missing, sums[-1])
+                    held = held_out(first, last, holdout, seed) if holdout else np.zeros(last - first, bool)
+                    self._survey_block(first, held, missing, sums[-1])
+                    trained += int(np.count_nonzero(~held))
                     progressed()
                     if bar is not None:
                         bar.advance(self._row_bytes() * (last - first))
-        missing = comm.allreduce(missing)
-        columns = np.flatnonzero(missing)
+        missing, trained = comm.allreduce(missing), comm.allreduce(trained)
+        columns = np.flatnonzero(missing.any(axis=0))
         if not len(columns):
             return
         total = np.zeros(len(columns))
         for part in comm.allgather([one[columns] for one in sums]):
             for one in part:
                 total += one
-        self.about.missing = missing
+        self.missing_of_parts, self.about.missing = missing, missing.sum(axis=0)
         self._fill = np.zeros(self.features)
-        self._fill[columns] = total / np.maximum(self.rows - missing[columns], 1)
+        mean = total / np.maximum(trained - missing[0, columns], 1)
+        self._fill[columns] = mean if fill is None else fill[columns]
 
-    def _survey_block(self, start: int, stop: int, missing: np.ndarray, sums: np.ndarray) -> None:
+    def _survey_block(self, start: int, held: np.ndarray, missing: np.ndarray, sums: np.ndarray) -> None:
+        """Count the missing values of rows from ``start`` on, in training and held-out rows; add the former up."""
         from dml_hpc.kernels.rows import survey_rows, survey_values
 
-        X, _ = self._raw(start, stop)
-        if isinstance(X, Csr):
-            bad = survey_values(X.data, X.indices, missing, sums)
-            place = (int(np.searchsorted(X.indptr, bad, side="right")) - 1, int(X.indices[bad])) if bad >= 0 else None
-        else:
-            bad = survey_rows(X, missing, sums)
-            place = divmod(bad, self.features) if bad >= 0 else None
-        if place is not None:
-            raise UserError(f"{self._where(start + place[0])}, column {place[1]} holds an infinite value; "
-                            "mend it, or make it NaN (missing)")
+        X, _ = self._raw(start, start + len(held))
+        for part, chosen in enumerate((np.flatnonzero(~held), np.flatnonzero(held))):
+            if not len(chosen):
+                continue
+            some = X if len(chosen) == len(held) else X.take(chosen) if isinstance(X, Csr) else X[chosen]
+            added = np.zeros(self.features) if part else sums
+            if isinstance(some, Csr):
+                bad = survey_values(some.data, some.indices, missing[part], added)
+                row = int(np.searchsorted(some.indptr, bad, side="right")) - 1
+                column = int(some.indices[bad]) if bad >= 0 else 0
+            else:
+                bad = survey_rows(some, missing[part], added)
+                row, column = divmod(bad, self.features)
+            if bad >= 0:
+                raise UserError(f"{self._where(start + int(chosen[row]))}, column {column} holds an infinite value; "
+                                "mend it, or make it NaN (missing)")
 
     def _row_bytes(self) -> int:
         size = self._dtype.itemsize
@@ -190,6 +204,7 @@ def _float_type(dtype: np.dtype) -> np.dtype:
 
 def open_arrays(comm: Intracomm | Alone, paths: Sequence[Path], scratch: Path, *, label: str | None = None,
                 x_key: str | None = None, y_key: str | None = None, features: int | None = None,
+                holdout: float = 0.0, seed: int = 0, fill: np.ndarray | None = None,
                 bar: Progress | None = None) -> ArrayRows:
     """Collective: open NPY, NPZ or HDF5 files, all of the same features, as rows one after the other.
 
@@ -197,12 +212,12 @@ def open_arrays(comm: Intracomm | Alone, paths: Sequence[Path], scratch: Path, *
     end), or the path of an NPY file with all labels. NPZ and HDF5: X is ``x_key`` ("X", else "x"), y is ``y_key`` ("y")
     unless ``label`` is given; CSR is what ``scipy.sparse.save_npz`` writes, or a group of data, indices and indptr
     (with or without ``shape``). Any integer or float type, any byte order. A CSR matrix has ``features`` features if
-    that is more. A NaN in X is missing: it is counted, and filled with the mean of its column's other values (of CSR
-    rows with the zeros). Memory does not grow with the files; compressed NPZ files are unpacked into ``scratch``.
-    ``bar`` advances by the bytes this rank has surveyed. Raises `AgreedError` for what does not fit, with its place.
+    that is more. A NaN in X is missing: it is counted, and filled; see `ArrayRows.survey` (means of CSR
+    rows are taken with the zeros). Memory does not grow with the files; compressed NPZ files are unpacked into
+    ``scratch``. ``bar`` advances by the bytes this rank has surveyed. Raises `AgreedError` for what does not fit, with its place.
     """
     rows = on_root(comm, lambda: _opened(paths, scratch, label, x_key, y_key, features))
-    rows.survey(comm, bar)
+    rows.survey(comm, bar, holdout, seed, fill)
     return rows
 
 

@@ -11,6 +11,7 @@ from dml_hpc.errors import UserError
 from dml_hpc.mpi import agreed
 
 if TYPE_CHECKING:
+    import numpy as np
     from mpi4py.MPI import Intracomm
 
     from dml_hpc.console import Progress
@@ -45,13 +46,14 @@ def is_matrix(path: Path) -> bool:
 def open_matrix(comm: Intracomm | Alone, paths: Sequence[Path], scratch: Path, *, label: str | None = None,
                 x_key: str | None = None, y_key: str | None = None, features: int | None = None,
                 hash_bits: int | None = None, dtype: str = "float32", zero_based: bool | None = None,
+                holdout: float = 0.0, seed: int = 0, fill: np.ndarray | None = None,
                 bar: Progress | None = None) -> RowSource:
     """Collective: open files of one format as rows, one file after the other.
 
-    ``scratch`` is a folder that all ranks share and that stays until the last read. See `dml_hpc.data.sources.libsvm`
-    for LIBSVM (``features``, ``hash_bits``, ``dtype``, ``zero_based``) and `dml_hpc.data.sources.arrays` for the others
-    (``label``, ``x_key``, ``y_key``, ``features``). Raises `AgreedError` for what is missing, does not fit, has no
-    rows, or for an option that the format does not have.
+    ``scratch`` is a folder that all ranks share and that stays until the last read. See `open_libsvm` for LIBSVM
+    (``features``, ``hash_bits``, ``dtype``, ``zero_based``) and `open_arrays` for the others (``label``, ``x_key``,
+    ``y_key``, ``features``, ``holdout``, ``seed``, ``fill``). Raises `AgreedError` for what is missing, does not fit,
+    has no rows, or for an option that the format does not have.
     """
     with agreed(comm):
         for path in paths:
@@ -77,7 +79,8 @@ def open_matrix(comm: Intracomm | Alone, paths: Sequence[Path], scratch: Path, *
     else:
         from dml_hpc.data.sources.arrays import open_arrays
 
-        rows = open_arrays(comm, paths, scratch, label=label, x_key=x_key, y_key=y_key, features=features, bar=bar)
+        rows = open_arrays(comm, paths, scratch, label=label, x_key=x_key, y_key=y_key, features=features,
+                           holdout=holdout, seed=seed, fill=fill, bar=bar)
     with agreed(comm):
         if not rows.rows:
             raise UserError(f"{paths[0]} has no rows")
