@@ -214,7 +214,8 @@ def open_arrays(comm: Intracomm | Alone, paths: Sequence[Path], scratch: Path, *
     (with or without ``shape``). Any integer or float type, any byte order. A CSR matrix has ``features`` features if
     that is more. A NaN in X is missing: it is counted, and filled; see `ArrayRows.survey` (means of CSR
     rows are taken with the zeros). Memory does not grow with the files; compressed NPZ files are unpacked into
-    ``scratch``. ``bar`` advances by the bytes this rank has surveyed. Raises `AgreedError` for what does not fit, with its place.
+    ``scratch``. ``bar`` advances by the bytes this rank has surveyed. Raises `AgreedError` for what does not fit, with
+    its place.
     """
     rows = on_root(comm, lambda: _opened(paths, scratch, label, x_key, y_key, features))
     rows.survey(comm, bar, holdout, seed, fill)
