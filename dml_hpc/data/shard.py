@@ -110,7 +110,6 @@ class CsrShard:
         self.chunk_rows = None if self.stored.chunk_rows is None else \
             max(1, self.stored.chunk_rows * self.rows // max(self.nonzeros, 1))
         self.mappable = all(part.mappable for part in (self.stored, self.indices)) and self.dtype.kind == "f"
-        self._x: Csr | None = None
         self._mapped: Csr | None = None
 
     def _own_features(self, group: Any) -> int:
@@ -118,14 +117,6 @@ class CsrShard:
         if len(shape) != 2 or shape.dtype.kind not in "iu" or not 0 < int(shape[1]) <= 2**53:
             raise UserError(f"{self.path}: {group.name} does not say how many columns it has (attribute shape)")
         return int(shape[1])
-
-    def whole(self) -> Csr:
-        """Return all rows: mapped where the file allows it, else read, once; their structure is checked."""
-        if self._x is None:
-            data, indices = (part.mapped() if self.mappable else part.read(0, self.nonzeros)
-                             for part in (self.stored, self.indices))
-            self._x = self._checked(Csr(data, indices, self.indptr, self.features), 0)
-        return self._x
 
     def y(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return the labels of a range of rows, newly read."""
@@ -137,8 +128,6 @@ class CsrShard:
 
         Without ``mapped`` they are newly read in any case.
         """
-        if self._x is not None:
-            return self._x[start:stop]
         low, high = self._entries(start, stop)
         if mapped and self.mappable:
             if self._mapped is None:
