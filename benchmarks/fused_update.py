@@ -26,7 +26,8 @@ from dml_hpc.comm import open_reducer
 from dml_hpc.comm.reducer import Reducer
 from dml_hpc.kernels.updates import scale_to
 from dml_hpc.mpi import world
-from dml_hpc.optim.sgd import Sgd
+from dml_hpc.optim import open_optimiser
+from dml_hpc.optim.settings import OptimiserSettings
 from dml_hpc.reports.timing import interleave
 
 SIZES = (1 << 16, 1 << 20, 1 << 22, 1 << 24, 1 << 26)
@@ -52,12 +53,12 @@ def numpy_step(reducer: Reducer) -> Callable[[], None]:
 
 def fused_step(reducer: Reducer, unit: float) -> Callable[[], None]:
     """Return the fused momentum step."""
-    optimiser = Sgd(reducer.owned, KIND, 0, float(MOMENTUM))
+    optimiser = open_optimiser(OptimiserSettings("sgd", float(MOMENTUM)), reducer.owned, KIND, ())
     weights = reducer.weights
     assert weights is not None
 
     def update(summed: np.ndarray, start: int, stop: int) -> None:
-        optimiser.update(weights[start:stop], summed, start, unit, float(STEP))
+        optimiser.update(weights[start:stop], summed, start, unit, float(STEP), 1)
 
     return lambda: reducer.reduce_update(update)
 

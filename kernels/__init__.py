@@ -3,9 +3,13 @@
 from typing import Any
 
 
-def computable(stored: Any, wanted: Any) -> Any:
-    """Return the dtype in which kernels take data stored as ``stored``: itself, or ``wanted`` if it must be widened."""
-    return stored if str(stored) in ("float32", "float64") else wanted
+def computable(stored: Any, wanted: Any, sparse: bool = False) -> Any:
+    """Return the dtype in which kernels take data stored as ``stored``: itself, or ``wanted`` if it must be widened.
+
+    Kernels widen float16 as they go where rows are dense; that of ``sparse`` rows is widened when it is read.
+    """
+    known = ("float32", "float64") if sparse else ("float16", "float32", "float64")
+    return stored if str(stored) in known else wanted
 
 
 def start_compiler() -> None:

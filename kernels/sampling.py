@@ -227,15 +227,3 @@ def slot_rows(length, mine, step, steps, part, parts, block, key, shuffle, order
             rows[filled] = at + (order[own, i] if shuffle else i)
             filled += 1
     return filled
-
-
-@njit(cache=True, nogil=True)
-def random_share(rows, rank, size, partition, order, start, out):
-    """Write places ``start`` … of a rank's share of ``rows`` rows, in its own random order, to ``out`` (int64).
-
-    The key ``partition`` deals the rows to ``size`` ranks at random, once and for all; ``order`` shuffles this
-    rank's share. Fills all of ``out``.
-    """
-    count = (rows - rank + size - 1) // size
-    for i in range(len(out)):
-        out[i] = permute(rank + size * permute(start + i, count, order), rows, partition)

@@ -1,0 +1,23 @@
+"""Inner products, summed in float64 whatever the vectors' type; always in the same order."""
+
+from __future__ import annotations
+
+from numba import njit
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"}, error_model="numpy")
+def dot(a, b):
+    """Return Σ a_j·b_j (float64) of two vectors (count,)."""
+    total = 0.0
+    for j in range(len(a)):
+        total += float(a[j]) * float(b[j])
+    return total
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract"}, error_model="numpy")
+def squared_norm(a):
+    """Return Σ a_j² (float64) of a vector (count,) of floats or whole numbers."""
+    total = 0.0
+    for j in range(len(a)):
+        total += float(a[j]) * float(a[j])
+    return total
