@@ -27,16 +27,18 @@ class ArraySource:
 
 
 def write_dataset(folder: Path, X: np.ndarray | Csr, y: np.ndarray, shard_rows: list[int], dtype: str = "float32",
-                  compression: str | None = None) -> Path:
-    """Write ``X`` (rows, features) and ``y`` (rows,) as numeric features into shards of the given sizes."""
+                  compression: str | None = None, weight: np.ndarray | None = None) -> Path:
+    """Write ``X`` (rows, features), ``y`` and ``weight`` (rows,) as numeric features into shards of the given sizes."""
     folder.mkdir()
     kind = "csr" if isinstance(X, Csr) else "dense"
     X, y = X if isinstance(X, Csr) else np.asarray(X, dtype), np.asarray(y, float)
     features = X.shape[1]
     entries, start, moments = [], 0, Moments(features)
     for number, rows in enumerate(shard_rows):
-        with open_writer(folder / f"part-{number:05d}.h5", kind, rows, features, dtype, compression) as shard:
-            shard.append(X[start:start + rows], y[start:start + rows])
+        with open_writer(folder / f"part-{number:05d}.h5", kind, rows, features, dtype, compression,
+                         weight is not None) as shard:
+            shard.append(X[start:start + rows], y[start:start + rows],
+                         None if weight is None else weight[start:start + rows])
             shard.close()
             entries.append(shard.entry())
         moments.add(X[start:start + rows])
@@ -52,5 +54,6 @@ def write_dataset(folder: Path, X: np.ndarray | Csr, y: np.ndarray, shard_rows: 
         feature_names=names, statistics=statistics,
         columns=[Column(name, "numeric") for name in names],
         label=Label("label", values if len(values) <= 100 else None), shards=entries, compression=compression,
+        weighted=weight is not None,
     ).write(folder)
     return folder

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dml_hpc.commands.data_info import TOO_MANY
 from dml_hpc.console import Console
 from dml_hpc.files import check_output
 from dml_hpc.mpi import Alone, on_root
@@ -15,18 +16,18 @@ if TYPE_CHECKING:
 
 
 def run(comm: Intracomm | Alone, console: Console, *, sources: Sequence[str], output: Path, label: str | None,
-        categorical: Sequence[str], numeric: Sequence[str], text: Sequence[str], drop: Sequence[str],
-        hash_bits: int | None, x_key: str | None, y_key: str | None, features: int | None, holdout: float, seed: int,
-        shuffle: bool, shards: int, dtype: str, layout: str, compression: str, like: Path | None,
-        overwrite: bool) -> dict[str, Any]:
+        weight: str | None, categorical: Sequence[str], numeric: Sequence[str], text: Sequence[str],
+        drop: Sequence[str], hash_bits: int | None, x_key: str | None, y_key: str | None, weight_key: str | None,
+        features: int | None, holdout: float, seed: int, shuffle: bool, shards: int, dtype: str, layout: str,
+        compression: str, like: Path | None, overwrite: bool) -> dict[str, Any]:
     """Import ``sources`` into the folder ``output``; see `import_data` for the arguments and the result."""
     from dml_hpc.data.importing import Columns, Form, MatrixKeys, import_data
 
     on_root(comm, lambda: check_output(output, overwrite, folder=True))
     packed = None if compression == "none" else compression
     result = import_data(
-        comm, sources, output, label=label, columns=Columns(categorical, numeric, text, drop, hash_bits),
-        keys=MatrixKeys(x_key, y_key, features), like=like, holdout=holdout, seed=seed, shuffle=shuffle,
+        comm, sources, output, label=label, weight=weight, columns=Columns(categorical, numeric, text, drop, hash_bits),
+        keys=MatrixKeys(x_key, y_key, weight_key, features), like=like, holdout=holdout, seed=seed, shuffle=shuffle,
         form=Form(shards, dtype, layout, packed), console=console)
     unseen = result["unseen_categories"]
     console.say(f"read {result['rows_read']:,} rows, "
@@ -34,10 +35,12 @@ def run(comm: Intracomm | Alone, console: Console, *, sources: Sequence[str], ou
                 + f"wrote {result['rows']:,}")
     console.say(f"{result['features']:,} features; {result['missing_values']:,} missing values filled"
                 + (f"; {unseen:,} values of unknown category" if unseen else ""))
+    if not result["statistics"]:
+        console.say(TOO_MANY)
     parts = {"train": result["train_rows"], "test": result["test_rows"]} if holdout else {"": result["rows"]}
     files = "1 shard" if shards == 1 else f"{shards} shards"
     for part, rows in parts.items():
         console.say(f"{output / part}: {rows:,} rows in {files} of {dtype}"
-                    + (", sparse" if result["kind"] == "csr" else ""))
+                    + (", sparse" if result["kind"] == "csr" else "") + (", weighted" if result["weighted"] else ""))
     console.say(f"took {result['work_s']:.1f} s")
     return result

@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 
 MOST_LINES = 40
 WIDTH = 80
+TOO_MANY = "too many features for statistics; training takes hashed features as they are"
 
 
-def run(console: Console, data: Sequence[Path], x_key: str | None = None, y_key: str | None = None) -> dict[str, Any]:
+def run(console: Console, data: Sequence[Path], x_key: str | None = None, y_key: str | None = None,
+        weight_key: str | None = None) -> dict[str, Any]:
     """Describe a data set folder, some of its shards, or HDF5 files without a manifest.
 
     Returns ``kind``, ``rows``, ``features``, ``nonzeros``, ``shards``, ``shard_rows``, ``dtype``, ``compression``,
-    ``hash_bits``, ``users``, ``bytes`` (on disk), ``label`` and ``columns`` as the manifest has them, the label with
+    ``hash_bits``, ``users``, ``bytes`` (on disk), ``weight`` (the sum of all rows' weights, None: they have none),
+    ``statistics`` (whether the features have any), ``label`` and ``columns`` as the manifest has them, the label with
     the ``counts`` of its values (None: too many to list) and its ``histogram`` ([low, high, rows]), ``row_sizes``
     (sparse rows by their entries: [low, high, rows]), and ``problems`` (list of {file, where, problem}) with the files
     that cannot be read; then ``exit_code`` is 1. X is not read; `data verify` does.
@@ -33,7 +36,7 @@ def run(console: Console, data: Sequence[Path], x_key: str | None = None, y_key:
     from dml_hpc.data.shard import keys_of
     from dml_hpc.data.summary import summarise
 
-    dataset = open_dataset(data, keys_of(x_key, y_key), ratings=True)
+    dataset = open_dataset(data, keys_of(x_key, y_key, weight_key), ratings=True)
     manifest, summary = dataset.manifest, summarise(dataset)
     size = sum(path.stat().st_size for path in dataset.paths if path.is_file())
     _print(console, dataset, summary, size)
@@ -43,7 +46,7 @@ def run(console: Console, data: Sequence[Path], x_key: str | None = None, y_key:
             "nonzeros": manifest.nonzeros, "shards": len(manifest.shards),
             "shard_rows": [shard.rows for shard in manifest.shards], "dtype": manifest.dtype,
             "compression": manifest.compression, "hash_bits": manifest.hash_bits, "users": manifest.users,
-            "bytes": size,
+            "bytes": size, "weight": summary.weight, "statistics": manifest.statistics is not None,
             "label": {**asdict(manifest.label), "counts": counts, "histogram": histogram},
             "row_sizes": summary.sizes, "columns": [asdict(column) for column in manifest.columns],
             "problems": [{"file": file, "where": "file", "problem": problem} for file, problem in summary.problems],
@@ -72,6 +75,8 @@ def _print(console: Console, dataset: Dataset, summary: Summary, size: int) -> N
         value = f"{low:.6g}" if label.values is not None or low == high else f"{low:.4g} … {high:.4g}"
         named.append((f"{value} ({word})" if word else value, count))
     _bars(console, named)
+    if summary.weight is not None:
+        console.say(f"rows have weights, which add up to {summary.weight:.10g}")
     if summary.unusual:
         console.say(f"  {summary.unusual:,} labels are not finite, or not among those listed")
     if summary.sizes is not None:
@@ -79,6 +84,9 @@ def _print(console: Console, dataset: Dataset, summary: Summary, size: int) -> N
         console.say(f"entries of a row (mean {manifest.nonzeros / max(manifest.rows, 1):.4g})")
         _bars(console, [(f"{low:,}" if low == high else f"{low:,} … {high:,}", count)
                         for low, high, count in summary.sizes])
+    if not dataset.countable and manifest.kind != "ratings":
+        console.say()
+        console.say(TOO_MANY)
     _columns(console, manifest)
     for file, problem in summary.problems:
         console.say(f"problem: {file}: {problem}")

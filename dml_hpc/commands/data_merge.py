@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def run(comm: Intracomm | Alone, console: Console, data: Sequence[Path], output: Path, shards: int | None,
         dtype: str | None, compression: str | None, shuffle: bool, seed: int, overwrite: bool,
-        x_key: str | None = None, y_key: str | None = None) -> dict[str, Any]:
+        x_key: str | None = None, y_key: str | None = None, weight_key: str | None = None) -> dict[str, Any]:
     """Write the rows of ``data`` one after the other; by default as many shards as they have, of their widest type.
 
     Returns what `rewrite` does, without ``parts``.
@@ -33,7 +33,7 @@ def run(comm: Intracomm | Alone, console: Console, data: Sequence[Path], output:
     # Folders are data sets, each by itself; files are one together.
     files = [path for path in data if path.is_file()]
     wanted = [[path] for path in data if path not in files] + ([files] if files else [])
-    datasets = [open_dataset(paths, keys_of(x_key, y_key), comm, ratings=True) for paths in wanted]
+    datasets = [open_dataset(paths, keys_of(x_key, y_key, weight_key), comm, ratings=True) for paths in wanted]
     parts: dict[str, RowSource] = {}
     with agreed(comm):
         parts[""] = merged([DatasetRows(dataset) for dataset in datasets])

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def run(comm: Intracomm | Alone, console: Console, data: Sequence[Path], output: Path, holdout: float, seed: int,
         shards: int | None, stratify: bool, shuffle: bool, compression: str | None, overwrite: bool,
-        x_key: str | None = None, y_key: str | None = None) -> dict[str, Any]:
+        x_key: str | None = None, y_key: str | None = None, weight_key: str | None = None) -> dict[str, Any]:
     """Hold out the share ``holdout`` of the rows, the same for one ``seed`` on any number of ranks.
 
     With ``stratify`` it is that share of the rows of every label value. Returns what `rewrite` does, and
@@ -32,7 +32,7 @@ def run(comm: Intracomm | Alone, console: Console, data: Sequence[Path], output:
     from dml_hpc.data.sources.rearrange import DatasetRows, Strata, stratified
 
     check(comm, output, overwrite, data)
-    dataset = open_dataset(data, keys_of(x_key, y_key), comm, ratings=True)
+    dataset = open_dataset(data, keys_of(x_key, y_key, weight_key), comm, ratings=True)
     source = DatasetRows(dataset)
     share: float | Limits = holdout
     if stratify:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def run(comm: Intracomm | Alone, console: Console, data: Sequence[Path], x_key: str | None,
-        y_key: str | None) -> dict[str, Any]:
+        y_key: str | None, weight_key: str | None = None) -> dict[str, Any]:
     """Look at every byte of data set folders, some of their shards, or HDF5 files without a manifest.
 
     Returns ``files``, ``rows`` and ``problems`` (list of {file, where, problem}); ``exit_code`` is 1 when there
@@ -25,7 +25,7 @@ def run(comm: Intracomm | Alone, console: Console, data: Sequence[Path], x_key: 
     from dml_hpc.data.shard import keys_of
     from dml_hpc.data.verification.verify import verify
 
-    verdict = verify(comm, data, keys_of(x_key, y_key), console)
+    verdict = verify(comm, data, keys_of(x_key, y_key, weight_key), console)
     for problem in verdict.problems:
         where = "" if problem.where == "file" else f"{problem.where} "
         console.say(f"{problem.file}: {where}{problem.problem}")

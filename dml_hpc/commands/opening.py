@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dml_hpc.data.batches import Batches
-from dml_hpc.data.dataset import Dataset, open_dataset, with_statistics
+from dml_hpc.data.dataset import Dataset, open_dataset
 from dml_hpc.data.reading import stored_bytes
-from dml_hpc.data.shard import Keys
+from dml_hpc.data.shard import keys_of
+from dml_hpc.data.totals import with_statistics
 from dml_hpc.errors import UserError
 from dml_hpc.memory import free_bytes, resident_bytes
 
@@ -20,17 +21,13 @@ if TYPE_CHECKING:
 
 
 def open_data(comm: Intracomm, data: Sequence[Path], x_key: str | None, y_key: str | None,
-              statistics: bool = False, labels: bool = True) -> Dataset:
+              weight_key: str | None = None, statistics: bool = False, labels: bool = True) -> Dataset:
     """Collective: open what a command line names; with ``statistics`` count those that no manifest has.
 
-    Without ``labels`` files without a manifest need none.
-
-    Raises `AgreedError` for what is no data set.
+    Of very many features none are counted; see `Dataset.countable`. Without ``labels`` files without a manifest need
+    none. Raises `AgreedError` for what is no data set.
     """
-    keys = None
-    if not (x_key is None and y_key is None):
-        keys = Keys(x_key or Keys().x, y_key or Keys().y)
-    dataset = open_dataset(data, keys, comm, labels)
+    dataset = open_dataset(data, keys_of(x_key, y_key, weight_key), comm, labels)
     return with_statistics(comm, dataset) if statistics else dataset
 
 
@@ -52,18 +49,14 @@ def most_row_bytes(dataset: Dataset, batches: Batches, node_ranks: int, memory_l
             raise UserError(f"--memory-limit is below the {resident_bytes() >> 20:,} MiB that a rank takes before it "
                             "has read a row; give more")
         return left
-    mapped = all(dataset.shard(number).mappable for number in batches.shards)
+    as_stored = dataset.computable(np.dtype(np.float32)) == dataset.manifest.dtype
+    mapped = as_stored and all(dataset.shard(number).mappable for number in batches.shards)
     free = free_bytes()
     return None if mapped or free is None else free // 2 // node_ranks
 
 
-def check_resident(dataset: Dataset, dtype: np.dtype, most_bytes: int | None) -> None:
-    """Raise `UserError` when the whole data set does not fit ``most_bytes``: for algorithms that go anywhere in it."""
-    if most_bytes is None:
-        return
+def fits_resident(dataset: Dataset, dtype: np.dtype, most_bytes: int | None, weighted: bool) -> bool:
+    """Say whether a rank can have the whole data set at hand in ``most_bytes``, for rows from anywhere in it."""
     rows = [shard.rows for shard in dataset.manifest.shards]
-    needed = sum(stored_bytes(dataset, number, 0, count, dtype) for number, count in enumerate(rows))
-    if needed > most_bytes:
-        raise UserError(f"averaging draws rows from anywhere in {dataset.path}, which takes {needed >> 20:,} MiB a "
-                        f"rank, and only {most_bytes >> 20:,} MiB may be used; give a larger --memory-limit or use "
-                        "--algorithm sync, which reads as it goes")
+    return most_bytes is None or most_bytes >= sum(stored_bytes(dataset, number, 0, count, dtype, weighted)
+                                                   for number, count in enumerate(rows))

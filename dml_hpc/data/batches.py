@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dml_hpc.data.dataset import Dataset
-from dml_hpc.kernels.sampling import random_share, step_rows
+from dml_hpc.kernels.sampling import step_rows
 from dml_hpc.layout import split
 
 MOST_STRIPES = 1024
@@ -128,39 +128,6 @@ def _at_chunks(edges: np.ndarray, offsets: np.ndarray, chunk_rows: int) -> np.nd
     start = offsets[np.searchsorted(offsets, inner, side="right") - 1]
     moved = start + np.round((inner - start) / chunk_rows).astype(np.int64) * chunk_rows
     return np.maximum.accumulate(np.concatenate([edges[:1], np.minimum(moved, edges[-1]), edges[-1:]]))
-
-
-class RandomShare:
-    """A rank's random share of the rows, in a new random order every epoch.
-
-    The partition and the local shuffles of SimuParallelSGD: the shares of the ``size`` ranks differ by one row at most
-    and stay the same over the epochs. An epoch is cut into ``steps`` chunks of at most `CHUNK_ROWS` rows, the same
-    number on every rank. ``count`` is the number of this rank's rows.
-    """
-
-    CHUNK_ROWS = 2048
-
-    def __init__(self, rows: int, rank: int, size: int, seed: int = 0, shuffle: bool = True):
-        self.count = len(range(rank, rows, size))
-        self.steps = max(1, -(-len(range(0, rows, size)) // self.CHUNK_ROWS))
-        self._place = rows, rank, size
-        self._seed = seed
-        self._shuffle = shuffle
-        self._rows = np.empty(min(self.count, self.CHUNK_ROWS), np.int64)
-
-    def take(self, epoch: int, step: int) -> np.ndarray:
-        """Return the global numbers (count,) int64 of the rows of a chunk, in the order in which to visit them.
-
-        Without ``shuffle`` these are every ``size``-th row, in storage order. The array is valid until the next call.
-        """
-        start, stop = split(self.count, self.steps, step)
-        chunk = self._rows[:stop - start]
-        rows, rank, size = self._place
-        if self._shuffle:
-            random_share(rows, rank, size, _key(self._seed, 0), _key(self._seed, epoch + 1), start, chunk)
-        else:
-            chunk[:] = rank + size * np.arange(start, stop)
-        return chunk
 
 
 def _key(seed: int, epoch: int) -> np.uint64:

@@ -14,8 +14,9 @@ import numpy as np
 from dml_hpc.console import Progress
 from dml_hpc.data.csr import Csr
 from dml_hpc.data.manifest import MOST_VALUES, Label, Manifest, ShardEntry
-from dml_hpc.data.sources.source import RowSource
-from dml_hpc.data.statistics import Moments
+from dml_hpc.data.shard import check_weights
+from dml_hpc.data.sources.source import RowSource, label_and_weight
+from dml_hpc.data.statistics import MOST_COUNTED, Moments
 from dml_hpc.data.writer import label_dtype, open_writer
 from dml_hpc.errors import UserError
 from dml_hpc.files import one_line
@@ -26,7 +27,6 @@ from dml_hpc.watch import progressed
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-MOST_FEATURES = 1 << 24
 BLOCK_BYTES = 2 << 20
 """Rows are read and written in blocks of this size, which stay in the processor's cache meanwhile."""
 
@@ -51,17 +51,18 @@ def build(comm: Intracomm | Alone, folder: Path, parts: dict[str, RowSource], *,
           compression: str | None = None, bar: Progress | None = None) -> dict[str, Manifest]:
     """Collective: write each part's rows into ``folder/NAME`` as ``shards`` shards and return their manifests.
 
-    NAME "" is ``folder`` itself, which exists; see `dml_hpc.mpi.shared_folder`. Each rank writes whole shards,
-    shard s of S the rows of part s of S (`dml_hpc.layout.split`). All parts have the label values of all, as one may
-    be trained on and another held out. Raises `AgreedError` for values that are not finite or too large for ``dtype``.
+    Of more than `MOST_COUNTED` features there are no statistics. NAME "" is ``folder`` itself, which exists; see
+    `dml_hpc.mpi.shared_folder`. Each rank writes whole shards, shard s of S the rows of part s of S
+    (`dml_hpc.layout.split`). All parts have the label values of all, as one may be trained on and another held out.
+    Raises `AgreedError` for values that are not finite or too large for ``dtype``.
     """
     scratch = folder / "moments"
     written: dict[str, list[_Written]] = {name: [] for name in parts}
     with agreed(comm), one_line("the shards"):
         for source in parts.values():
-            if source.features > MOST_FEATURES and source.kind != "ratings":
-                raise UserError(f"there are {source.features:,} features; figures of more than {MOST_FEATURES:,} do "
-                                "not fit in memory: hash them (--hash-bits, at most 24)")
+            if source.features > MOST_COUNTED and source.kind == "dense":
+                raise UserError(f"dense rows of {source.features:,} features are too long, {MOST_COUNTED:,} is the "
+                                "most: store them sparse (--layout csr) or hash them (--hash-bits)")
         _check_room(folder, parts, dtype, compression)
         for name in parts if comm.rank == 0 else ():
             (folder / name).mkdir(exist_ok=True)
@@ -102,18 +103,21 @@ def _check_room(folder: Path, parts: dict[str, RowSource], dtype: str, compressi
 def _write_shard(path: Path, source: RowSource, number: int, shards: int, dtype: str, compression: str | None,
                  kept: Path, hasher: Executor, bar: Progress | None) -> _Hashing:
     start, stop = split(source.rows, shards, number)
-    moments = Moments(source.features if source.kind != "ratings" else 0)
+    moments = Moments(source.features) if _counted(source) else None
     values: np.ndarray | None = np.empty(0)
-    with open_writer(path, source.kind, stop - start, source.features, dtype, compression) as writer:
+    with open_writer(path, source.kind, stop - start, source.features, dtype, compression,
+                     source.about.weighted) as writer:
         first = last = start
         while last < stop:
-            first, last = last, min(stop, last + _rows_a_block(source, dtype, moments, last - start))
-            X, y = source.read(first, last)
-            y = _stored_labels(source, y, first, dtype)
+            first, last = last, min(stop, last + _rows_a_block(source, dtype, writer.nonzeros, last - start))
+            X, labels = source.read(first, last)
+            y, weight = label_and_weight(labels)
+            y = _stored_labels(y, first, dtype)
             if source.kind != "ratings":
                 X = _stored(source, X, first, dtype)
+            if moments is not None:
                 moments.add(X)
-            writer.append(X, y)
+            writer.append(X, y, _stored_weights(weight, first, dtype))
             if values is not None:
                 values = np.union1d(values, y.astype(np.float64))
                 values = values if len(values) <= MOST_VALUES else None
@@ -121,17 +125,23 @@ def _write_shard(path: Path, source: RowSource, number: int, shards: int, dtype:
             if bar is not None:
                 bar.advance(last - first)
         writer.close()
-    moments.save(kept)
+    if moments is not None:
+        moments.save(kept)
     return _Hashing(hasher.submit(writer.entry), values, kept)
 
 
-def _rows_a_block(source: RowSource, dtype: str, moments: Moments, done: int) -> int:
+def _counted(source: RowSource) -> bool:
+    """Say whether there are figures of each feature."""
+    return source.kind != "ratings" and source.features <= MOST_COUNTED
+
+
+def _rows_a_block(source: RowSource, dtype: str, nonzeros: int, done: int) -> int:
     if source.kind == "dense":
         return max(1, BLOCK_BYTES // (source.features * np.dtype(dtype).itemsize))
     if source.kind == "ratings":
         return BLOCK_BYTES // 16
     # How long sparse rows are shows only as they come.
-    return max(1, BLOCK_BYTES * done // (16 * (moments.nonzeros + done))) if done else 256
+    return max(1, BLOCK_BYTES * done // (16 * (nonzeros + done))) if done else 256
 
 
 def _stored(source: RowSource, X: np.ndarray | Csr, first: int, dtype: str) -> np.ndarray | Csr:
@@ -165,7 +175,7 @@ def _refuse(source: RowSource, X: np.ndarray | Csr, stored: np.ndarray, first: i
     raise UserError(f"row {first + row:,}, {which} holds {value}; mend it or leave it out")
 
 
-def _stored_labels(source: RowSource, y: np.ndarray, first: int, dtype: str) -> np.ndarray:
+def _stored_labels(y: np.ndarray, first: int, dtype: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         stored = y.astype(label_dtype(dtype), copy=False)
     bad = np.flatnonzero(~np.isfinite(stored))
@@ -174,6 +184,18 @@ def _stored_labels(source: RowSource, y: np.ndarray, first: int, dtype: str) -> 
         if np.isfinite(value):
             raise UserError(f"the label holds {value:g}, too large for {dtype}; choose a wider --dtype")
         raise UserError(f"the label of row {first + int(bad[0]):,} is {value}; mend it or leave that row out")
+    return stored
+
+
+def _stored_weights(weight: np.ndarray | None, first: int, dtype: str) -> np.ndarray | None:
+    if weight is None:
+        return None
+    check_weights(weight, first)
+    with np.errstate(over="ignore"):
+        stored = weight.astype(label_dtype(dtype), copy=False)
+    if not np.isfinite(stored).all():
+        raise UserError(f"a weight is {weight.max():g}, too large for {dtype}; choose a wider --dtype or scale them "
+                        "down")
     return stored
 
 
@@ -188,10 +210,12 @@ def _manifests(folder: Path, parts: dict[str, RowSource], gathered: list[dict[st
     manifests = {}
     for name, source in parts.items():
         about, shards = source.about, [shard for rank in gathered for shard in rank[name]]
-        moments = Moments(source.features)
-        for shard in shards if source.kind != "ratings" else ():
-            moments.merge_saved(shard.moments)
-        statistics = None if source.kind == "ratings" else moments.statistics(source.rows, about.numeric, about.missing)
+        statistics = None
+        if _counted(source):
+            moments = Moments(source.features)
+            for shard in shards:
+                moments.merge_saved(shard.moments)
+            statistics = moments.statistics(source.rows, about.numeric, about.missing)
         if statistics is not None and not np.isfinite(statistics.deviation).all():
             column = int(np.flatnonzero(~np.isfinite(statistics.deviation))[0])
             which = f"'{about.feature_names[column]}'" if about.feature_names else str(column)
@@ -203,6 +227,6 @@ def _manifests(folder: Path, parts: dict[str, RowSource], gathered: list[dict[st
             statistics=statistics, columns=about.columns,
             label=Label(about.label, listed, about.label_names, about.label_missing),
             shards=[shard.entry for shard in shards], source=about.source, hash_bits=about.hash_bits,
-            compression=compression, users=about.users)
+            compression=compression, users=about.users, weighted=about.weighted)
         manifests[name].write(folder / name)
     return manifests

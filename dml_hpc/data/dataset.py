@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dml_hpc.data.csr import Csr, index_dtype
-from dml_hpc.data.manifest import FILE, MOST_VALUES, Label, Manifest, ShardEntry, check_head, read_manifest
-from dml_hpc.data.shard import DEFAULT_KEYS, CsrShard, Keys, RatingsShard, Shard, open_ratings, open_shard
-from dml_hpc.data.statistics import Moments
+from dml_hpc.data.foreign import described
+from dml_hpc.data.manifest import FILE, Manifest, check_head, read_manifest
+from dml_hpc.data.shard import WEIGHT, CsrShard, Keys, RatingsShard, Shard, open_ratings, open_shard
+from dml_hpc.data.statistics import MOST_COUNTED
 from dml_hpc.data.writer import CHUNK_BYTES
 from dml_hpc.errors import UserError
+from dml_hpc.kernels import computable
 from dml_hpc.layout import split
-from dml_hpc.mpi import Alone, agreed, on_root
+from dml_hpc.mpi import Alone, on_root
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -26,26 +28,41 @@ MOST_OPEN = 32
 """Shards open at a time: a process may open only so many files, and each takes memory."""
 BLOCK_BYTES = 4 << 20
 MOST_ITEM_BYTES = 8
-PARTIAL_BYTES = 16 << 20
-"""Of statistics that ranks hold before they are merged."""
 
 
 class Piece(NamedTuple):
-    """Rows of one shard: ``X`` (count, features) and ``y`` (count,); ``first`` is the global number of their first."""
+    """Rows of one shard: ``X`` (count, features) and ``y`` (count,); ``first`` is the global number of their first.
+
+    ``weight`` (count,) is what each counts, None where rows have no weights.
+    """
 
     X: np.ndarray | Csr
     y: np.ndarray
     first: int
+    weight: np.ndarray | None = None
+
+
+class Row(NamedTuple):
+    """One row and where it is: ``row`` is its number within the file ``path``.
+
+    ``X`` is (features,) float64, or where rows are sparse one row of float64 entries. ``weight`` None: it has none.
+    """
+
+    path: Path
+    row: int
+    X: np.ndarray | Csr
+    y: float
+    weight: float | None
 
 
 class Dataset:
     """The rows of HDF5 files, numbered 0 … rows − 1 in the order of the files.
 
     Every rank opens the same files; a shard is opened when a row of it is first asked for. ``path`` is what a person
-    calls the data set, ``paths`` are its files.
+    calls the data set, ``paths`` are its files. ``keys`` name the arrays of files that were never imported.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, paths: Sequence[Path], keys: Keys = DEFAULT_KEYS):
+    def __init__(self, path: Path, manifest: Manifest, paths: Sequence[Path], keys: Keys | None = None):
         self.path = path
         self.manifest = manifest
         self.paths = list(paths)
@@ -55,7 +72,7 @@ class Dataset:
         shard_rows = [shard.rows for shard in manifest.shards]
         self.offsets = np.concatenate([[0], np.cumsum(shard_rows, dtype=np.int64)]).astype(np.int64)
         """(shards + 1,) int64: shard s holds rows ``offsets[s]`` … ``offsets[s + 1] − 1``."""
-        self._keys = keys
+        self._keys = keys or Keys(weight=WEIGHT if manifest.weighted else None)
         self._opened: dict[int, Shard] = {}
         self._lock = threading.Lock()  # a thread that reads ahead opens shards too
 
@@ -114,6 +131,20 @@ class Dataset:
         return self.manifest.source.get("foreign") is None
 
     @property
+    def weighted(self) -> bool:
+        """Whether rows have weights."""
+        return self._keys.weight is not None
+
+    @property
+    def countable(self) -> bool:
+        """Whether its features are few enough for statistics of each; more are taken as they are."""
+        return self.features <= MOST_COUNTED
+
+    def computable(self, wanted: np.dtype) -> np.dtype:
+        """Return the dtype in which kernels get its rows: the stored one, or ``wanted`` where it must be widened."""
+        return np.dtype(computable(np.dtype(self.manifest.dtype), wanted, self.kind == "csr"))
+
+    @property
     def chunk_rows(self) -> int | None:
         """How many rows a chunk of X has, None: X is not stored in chunks. The same on every rank."""
         if not self.is_imported:
@@ -126,6 +157,14 @@ class Dataset:
         """Return the shard that holds a row, and the row's number in it."""
         number = int(np.searchsorted(self.offsets, row, side="right")) - 1
         return number, row - int(self.offsets[number])
+
+    def row(self, number: int) -> Row:
+        """Return the row of a global number, newly read, and where it is: to tell a person about it."""
+        index, place = self.place(number)
+        shard = self.shard(index)
+        X, y, weight = shard.block(place, place + 1), shard.y(place, place + 1), shard.weight(place, place + 1)
+        return Row(self.paths[index], place, X.astype("float64") if isinstance(X, Csr) else X[0].astype(np.float64),
+                   float(y[0]), None if weight is None else float(weight[0]))
 
     def ranges(self, start: int, stop: int, most_rows: int | None = None) -> list[tuple[int, int]]:
         """Cut rows ``start`` … ``stop − 1`` at the shards' ends and into at most ``most_rows`` rows each."""
@@ -157,21 +196,21 @@ class Dataset:
             number, begin = self.place(cut[0])
             shard, end = self.shard(number), begin + cut[1] - cut[0]
             if isinstance(shard, CsrShard):
-                return Piece(shard.block(begin, end, mapped), shard.y(begin, end), cut[0])
+                return Piece(shard.block(begin, end, mapped), shard.y(begin, end), cut[0], shard.weight(begin, end))
             if len(ring) <= DEPTH + 1:
                 ring.append(np.empty(longest * self.features * MOST_ITEM_BYTES, np.uint8))
             else:
                 ring.append(ring.pop(0))
             X = ring[-1].view(shard.dtype)[:(end - begin) * self.features].reshape(end - begin, self.features)
             shard.stored.read_into(begin, end, X)
-            return Piece(X, shard.y(begin, end), cut[0])
+            return Piece(X, shard.y(begin, end), cut[0], shard.weight(begin, end))
 
         return ahead(read, wanted)
 
     def _view(self, first: int, last: int) -> Piece:
         number, start = self.place(first)
         shard, stop = self.shard(number), start + last - first
-        return Piece(shard.block(start, stop), shard.y(start, stop), first)
+        return Piece(shard.block(start, stop), shard.y(start, stop), first, shard.weight(start, stop))
 
     def _cuts(self, start: int, stop: int, most_bytes: int) -> Iterator[tuple[int, int]]:
         """Yield ranges of rows of one shard each that take at most ``most_bytes``, or one row."""
@@ -214,10 +253,10 @@ def open_dataset(paths: Path | Sequence[Path], keys: Keys | None = None, comm: I
                  labels: bool = True, ratings: bool = False) -> Dataset:
     """Open a data set folder, some of its shards, or HDF5 files that were never imported (``keys`` name their arrays).
 
-    Without ``labels`` files that were never imported need none, and all are 0. Only with ``ratings`` may these be
-    ratings, whose shards `Dataset.ratings` opens.
-    Collective over ``comm``: rank 0 alone looks at the files, and every rank gets what it found. Raises `UserError`
-    (`AgreedError` with ``comm``) for what is no data set.
+    Without ``labels`` files that were never imported need none, and all are 0, and weights are not read. Only with
+    ``ratings`` may these be ratings, whose shards `Dataset.ratings` opens. Collective over ``comm``: rank 0 alone looks
+    at the files, and every rank gets what it found. Raises `UserError` (`AgreedError` with ``comm``) for what is no
+    data set.
     """
     several = [paths] if isinstance(paths, Path) else list(paths)
     if comm is None:
@@ -231,7 +270,8 @@ def _open(paths: list[Path], keys: Keys | None, labels: bool, ratings: bool) -> 
     if len(paths) == 1 and (paths[0].is_dir() or not paths[0].is_file()):
         manifest = read_manifest(paths[0])
         if keys is not None:
-            raise UserError(f"{paths[0]} is a data set with a manifest; --x-key and --y-key are for files without one")
+            raise UserError(f"{paths[0]} is a data set with a manifest; --x-key, --y-key and --weight-key are for "
+                            "files without one")
         if manifest.kind == "ratings" and not ratings:
             raise UserError(f"{paths[0]} holds ratings; rows of features are wanted here")
         return Dataset(paths[0], manifest, [paths[0] / shard.file for shard in manifest.shards])
@@ -241,7 +281,8 @@ def _open(paths: list[Path], keys: Keys | None, labels: bool, ratings: bool) -> 
     if keys is None and (some := _some_of_a_dataset(paths)) is not None:
         return some
     keys = keys or Keys()
-    return _foreign(paths, keys if labels else keys._replace(y=None))
+    keys = keys if labels else keys._replace(y=None, weight=None)
+    return Dataset(paths[0] if len(paths) == 1 else paths[0].parent, described(paths, keys), paths, keys)
 
 
 def _some_of_a_dataset(paths: list[Path]) -> Dataset | None:
@@ -259,73 +300,9 @@ def _some_of_a_dataset(paths: list[Path]) -> Dataset | None:
     return Dataset(folder, part, paths)
 
 
-def _foreign(paths: list[Path], keys: Keys) -> Dataset:
-    """Describe HDF5 files that have no manifest by looking at their shapes and labels."""
-    entries: list[ShardEntry] = []
-    values: np.ndarray | None = np.empty(0)
-    kinds, features, types = set(), set(), []
-    chunk_rows: int | None = None
-    for path in paths:
-        shard = open_shard(path, keys)
-        kinds.add(shard.kind)
-        features.add(shard.features)
-        types.append(shard.dtype)
-        chunk_rows = max(filter(None, (chunk_rows, shard.chunk_rows)), default=None)
-        entries.append(ShardEntry(path.name, shard.rows, shard.nonzeros or 0, ""))
-        for start in range(0, shard.rows, 1 << 20):
-            if values is not None:
-                values = np.union1d(values, shard.y(start, min(start + (1 << 20), shard.rows)).astype(np.float64))
-                values = values if len(values) <= MOST_VALUES and np.isfinite(values).all() else None
-        shard.close()
-    if len(kinds) > 1 or len(features) > 1:
-        widths = " and ".join(map(str, sorted(features)))
-        raise UserError(f"the files do not fit together: they have {widths} features, {' and '.join(sorted(kinds))}")
-    width = features.pop()
-    if not width:
-        raise UserError(f"{paths[0]}: {keys.x} has no columns")
-    # Whole numbers of up to 16 bits are exact as float32.
-    floats = [kind if kind.kind == "f" else np.dtype("f4" if kind.itemsize <= 2 else "f8") for kind in types]
-    manifest = Manifest(
-        kind=kinds.pop(), dtype=str(np.result_type(*floats)), rows=sum(entry.rows for entry in entries),
-        features=width, nonzeros=sum(entry.nonzeros for entry in entries), feature_names=None, statistics=None,
-        columns=[], label=Label(keys.y or "none", None if values is None else values.tolist()), shards=entries,
-        source={"foreign": [str(path) for path in paths], "chunk_rows": chunk_rows})
-    return Dataset(paths[0] if len(paths) == 1 else paths[0].parent, manifest, paths, keys)
-
-
 def no_rows(dataset: Dataset, dtype: np.dtype) -> np.ndarray | Csr:
     """Return an X of no rows, of the kind that the data set has, with entries of ``dtype``."""
     if dataset.kind == "csr":
         indices = np.empty(0, index_dtype(dataset.features))
         return Csr(np.empty(0, dtype), indices, np.zeros(1, np.int64), dataset.features)
     return np.empty((0, dataset.features), dtype)
-
-
-def with_statistics(comm: Intracomm | Alone, dataset: Dataset) -> Dataset:
-    """Collective: return the data set with the statistics of its features, counted now where no manifest has them.
-
-    Ranks share the counting. They are merged in an order that does not depend on the number of ranks.
-    """
-    if dataset.manifest.statistics is not None:
-        return dataset
-    parts = max(1, min(256, PARTIAL_BYTES // (40 * dataset.features)))
-    pieces = dataset.ranges(0, dataset.rows, max(dataset.block_rows(), -(-dataset.rows // parts)))
-    found = []
-    with agreed(comm):
-        for first, last in pieces[slice(*split(len(pieces), comm.size, comm.rank))]:
-            moments = Moments(dataset.features)
-            for piece in dataset.pieces(first, last, mapped=False):
-                moments.add(piece.X)
-            found.append(moments)
-    whole = Moments(dataset.features)
-    for part in comm.allgather(found):
-        for moments in part:
-            whole.merge(moments)
-    with agreed(comm):
-        statistics = whole.statistics(dataset.rows, None, None)
-        if not np.isfinite(statistics.deviation).all():
-            column = int(np.flatnonzero(~np.isfinite(statistics.deviation))[0])
-            raise UserError(f"{dataset.path}: column {column} holds NaN, infinity or values whose squares overflow; "
-                            "`dml-hpc data verify` says where")
-    dataset.manifest = replace(dataset.manifest, statistics=statistics)
-    return dataset

@@ -33,10 +33,11 @@ if TYPE_CHECKING:
 
 
 class MatrixKeys(NamedTuple):
-    """What only files of matrices have: the names of X and y in them, and how many features there are at least."""
+    """What only files of matrices have: names of X, y and weights in them, and how many features there are at least."""
 
     x_key: str | None = None
     y_key: str | None = None
+    weight_key: str | None = None
     features: int | None = None
 
 
@@ -61,16 +62,17 @@ class _Settled(NamedTuple):
 
 
 def import_data(comm: Intracomm | Alone, sources: Sequence[Path | str], output: Path, *, label: str | None = None,
-                columns: Columns = ALL, keys: MatrixKeys = USUAL, like: Path | None = None,
+                weight: str | None = None, columns: Columns = ALL, keys: MatrixKeys = USUAL, like: Path | None = None,
                 holdout: float = 0.0, seed: int = 0, shuffle: bool = False, form: Form = PLAIN,
                 piece_bytes: int = PIECE_BYTES, console: Console | None = None) -> dict[str, Any]:
     """Collective: import the rows of ``sources``, paths or patterns of paths, into ``output``, a new data set.
 
     Tables (see `open_table`): features are the columns ``columns.categorical`` (one-hot), ``numeric`` and ``text``
-    (hashed word by word); when none is given, every column but ``label`` and ``drop``, text as categorical, numbers
-    and booleans as numeric. They keep the table's order. With ``columns.hash_bits`` features are hashed (`Encoder`).
-    Rows without a label are dropped. A label of words or booleans becomes 0, 1, … in sorted order. A missing number
-    becomes the mean of the training rows. Other files: see `open_matrix`.
+    (hashed word by word); when none is given, every column but ``label``, ``weight`` and ``drop``, text as categorical,
+    numbers and booleans as numeric. They keep the table's order. With ``columns.hash_bits`` features are hashed
+    (`Encoder`). Rows without a label are dropped. A label of words or booleans becomes 0, 1, … in sorted order. A
+    missing number becomes the mean of the training rows. ``weight`` is a column of numbers, what each row counts. Other
+    files: see `open_matrix`.
 
     With ``like``, another data set, columns, categories, hashing, label words and fill values come from its manifest,
     so that a model trained on it fits. With ``holdout`` above 0 that share of the rows (`held_out`) goes to
@@ -78,17 +80,19 @@ def import_data(comm: Intracomm | Alone, sources: Sequence[Path | str], output: 
 
     ``output`` appears when it is complete; a data set that stood there is replaced. It is the same, byte for byte, on
     any number of ranks. Memory does not grow with the rows. Returns ``rows``, ``rows_read``, ``rows_without_label``,
-    ``features``, ``nonzeros``, ``kind``, ``shards``, ``output``, ``train_rows``, ``test_rows`` (None without
-    ``holdout``), ``missing_values``, ``unseen_categories`` and ``work_s``. Raises `AgreedError` for every input that
-    does not fit.
+    ``features``, ``nonzeros``, ``kind``, ``weighted``, ``statistics`` (whether there are any), ``shards``, ``output``,
+    ``train_rows``, ``test_rows`` (None without ``holdout``), ``missing_values``, ``unseen_categories`` and ``work_s``.
+    Raises `AgreedError` for every input that does not fit.
     """
     started = time.perf_counter()
     console = console or Console(progress=False)
-    settled: _Settled = on_root(comm, lambda: _settle(sources, output, label, columns, keys, like, holdout, seed, form))
+    settled: _Settled = on_root(comm, lambda: _settle(sources, output, label, weight, columns, keys, like, holdout,
+                                                      seed, form))
     with shared_folder(comm, output) as folder:
         scratch = folder / "scratch"
         on_root(comm, scratch.mkdir)
-        prepared = _prepared(comm, settled, scratch, label, columns, keys, holdout, seed, form, piece_bytes, console)
+        prepared = _prepared(comm, settled, scratch, label, weight, columns, keys, holdout, seed, form, piece_bytes,
+                             console)
         parts = _parts(comm, prepared, settled.paths, holdout, seed, shuffle, scratch)
         bar = console.bar(sum(part.rows for part in parts.values()) // comm.size, "writing")
         manifests = build(comm, folder, parts, shards=form.shards, dtype=form.dtype, compression=form.compression,
@@ -104,12 +108,13 @@ def import_data(comm: Intracomm | Alone, sources: Sequence[Path | str], output: 
     return {
         "rows": rows, **found, "rows_without_label": found["rows_read"] - rows, "features": first.features,
         "nonzeros": sum(manifest.nonzeros for manifest in manifests.values()), "kind": first.kind,
-        "shards": form.shards, "output": str(output), "train_rows": manifests["train"].rows if holdout else None,
+        "weighted": first.weighted, "statistics": first.statistics is not None, "shards": form.shards,
+        "output": str(output), "train_rows": manifests["train"].rows if holdout else None,
         "test_rows": manifests["test"].rows if holdout else None, "work_s": round(time.perf_counter() - started, 6)}
 
 
-def _settle(sources: Sequence[Path | str], output: Path, label: str | None, columns: Columns, keys: MatrixKeys,
-            like: Path | None, holdout: float, seed: int, form: Form) -> _Settled:
+def _settle(sources: Sequence[Path | str], output: Path, label: str | None, weight: str | None, columns: Columns,
+            keys: MatrixKeys, like: Path | None, holdout: float, seed: int, form: Form) -> _Settled:
     if not 0 <= holdout < 1 or seed < 0 or form.shards < 1 or form.dtype not in ("float16", "float32", "float64"):
         raise UserError(f"--holdout is a share from 0 to below 1, --seed at least 0, --shards at least 1, --dtype "
                         f"float16, float32 or float64; got {holdout}, {seed}, {form.shards}, {form.dtype}")
@@ -138,10 +143,11 @@ def _settle(sources: Sequence[Path | str], output: Path, label: str | None, colu
     if label is None:
         raise UserError("--label is needed: the name of the column to predict")
     if keys != USUAL:
-        raise UserError("--x-key, --y-key and --features are for files of matrices, not for tables; leave them out")
+        raise UserError("--x-key, --y-key, --weight-key and --features are for files of matrices, not for tables; "
+                        "leave them out")
     table = open_table(paths)
-    plan = planned(table, label, columns) if like is None or manifest is None else \
-        planned_like(table, label, like, manifest)
+    plan = planned(table, label, weight, columns) if like is None or manifest is None else \
+        planned_like(table, label, weight, like, manifest)
     return _Settled(paths, plan, manifest)
 
 
@@ -165,8 +171,8 @@ def _matching(sources: Sequence[Path | str]) -> list[Path]:
     return paths
 
 
-def _prepared(comm: Intracomm | Alone, settled: _Settled, scratch: Path, label: str | None, columns: Columns,
-              keys: MatrixKeys, holdout: float, seed: int, form: Form, piece_bytes: int,
+def _prepared(comm: Intracomm | Alone, settled: _Settled, scratch: Path, label: str | None, weight: str | None,
+              columns: Columns, keys: MatrixKeys, holdout: float, seed: int, form: Form, piece_bytes: int,
               console: Console) -> Prepared:
     """Collective: return the rows in the form they are to be stored in."""
     plan, like = settled.plan, settled.like
@@ -180,6 +186,7 @@ def _prepared(comm: Intracomm | Alone, settled: _Settled, scratch: Path, label: 
         return prepared
     bar = console.bar(sum(path.stat().st_size for path in settled.paths) // comm.size, "reading")
     rows = open_matrix(comm, settled.paths, scratch, label=label, x_key=keys.x_key, y_key=keys.y_key,
+                       weight=weight, weight_key=keys.weight_key,
                        features=keys.features if like is None else like.features, dtype=form.dtype, bar=bar,
                        hash_bits=columns.hash_bits if like is None else like.hash_bits,
                        zero_based=None if like is None else like.source.get("zero_based"), holdout=holdout, seed=seed,

@@ -74,9 +74,10 @@ class ShardEntry:
 class Manifest:
     """A data set of ``rows`` × ``features`` of ``kind`` "dense", "csr" or "ratings" (rows are ratings, features items).
 
-    ``statistics`` is None for ratings, and for files that were never imported. ``feature_names`` None: features have
-    no names but their numbers. ``hash_bits``: features are hashed to 2^``hash_bits``. ``compression`` names the
-    filter of chunked shards, None: X is contiguous. ``users`` is for ratings.
+    ``statistics`` is None for ratings, for files that were never imported, and of too many features (`MOST_COUNTED`).
+    ``feature_names`` None: features have no names but their numbers. ``hash_bits``: features are hashed to
+    2^``hash_bits``. ``compression`` names the filter of chunked shards, None: X is contiguous. ``users`` is for
+    ratings. ``weighted``: rows have weights.
     """
 
     kind: str
@@ -93,6 +94,7 @@ class Manifest:
     hash_bits: int | None = None
     compression: str | None = None
     users: int | None = None
+    weighted: bool = False
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:
@@ -174,6 +176,8 @@ def _check(manifest: Manifest) -> None:
         raise ValueError(f"feature_names does not have {manifest.features} entries")
     if bits is not None and not (is_count(bits) and bits <= 40 and manifest.features == 1 << bits):
         raise ValueError(f"hash_bits {bits!r} does not go with {manifest.features} features")
+    if not isinstance(manifest.weighted, bool) or (manifest.weighted and manifest.kind == "ratings"):
+        raise ValueError("weighted is not described as it should be")
     if not (manifest.compression is None or _is_text(manifest.compression)):
         raise ValueError("the compression is not described as it should be")
     _check_columns(manifest)

@@ -14,31 +14,58 @@ from dml_hpc.files import HDF5_ERRORS, first_line
 
 
 class Keys(NamedTuple):
-    """What the matrix and the labels are called in an HDF5 file."""
+    """What the matrix, the labels and the rows' weights are called in an HDF5 file."""
 
     x: str = "X"
     y: str | None = "y"
     """None: labels are not wanted, and all 0."""
+    weight: str | None = None
+    """None: rows have no weights, or these are not wanted."""
 
 
-def keys_of(x: str | None, y: str | None) -> Keys | None:
-    """Return what a command line calls the matrix and the labels, None when it names neither."""
-    return None if x is None and y is None else Keys(x or Keys().x, y or Keys().y)
+def keys_of(x: str | None, y: str | None, weight: str | None = None) -> Keys | None:
+    """Return what a command line calls the matrix, the labels and the weights, None when it names none of them."""
+    return None if x is None and y is None and weight is None else Keys(x or Keys().x, y or Keys().y, weight)
 
 
 DEFAULT_KEYS = Keys()
+WEIGHT = "weight"
+"""What the weights are called in shards that have a manifest."""
 
 
-class DenseShard:
+class _Labelled:
+    """What shards of any form have beside X: ``labels``, and ``weights`` where there are any."""
+
+    rows: int
+
+    def __init__(self, path: Path, file: Any, keys: Keys):
+        self.path = path
+        self._file = file
+        self.labels = None if keys.y is None else open_array(path, file, keys.y, 1)
+        self.weights = None if keys.weight is None else open_array(path, file, keys.weight, 1)
+
+    def y(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return the labels of a range of rows, newly read."""
+        stop = self.rows if stop is None else stop
+        return np.zeros(stop - start) if self.labels is None else self.labels.read(start, stop)
+
+    def weight(self, start: int = 0, stop: int | None = None) -> np.ndarray | None:
+        """Return what each of a range of rows counts, newly read; None where rows have no weights."""
+        return None if self.weights is None else self.weights.read(start, self.rows if stop is None else stop)
+
+    def close(self) -> None:
+        """Close the file; what is mapped stays."""
+        self._file.close()
+
+
+class DenseShard(_Labelled):
     """Rows of an ``X`` (rows, features) of floats or integers, with labels ``y`` (rows,)."""
 
     kind = "dense"
 
     def __init__(self, path: Path, file: Any, keys: Keys):
-        self.path = path
-        self._file = file
         self.stored = open_array(path, file, keys.x, 2)
-        self.labels = None if keys.y is None else open_array(path, file, keys.y, 1)
+        super().__init__(path, file, keys)
         self.rows, self.features = self.stored.shape
         self.dtype = self.stored.dtype
         self.chunk_rows = self.stored.chunk_rows
@@ -51,11 +78,6 @@ class DenseShard:
         if self._x is None:
             self._x = self.stored.mapped() if self.mappable else self.stored.read(0, self.rows)
         return self._x
-
-    def y(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Return the labels of a range of rows, newly read."""
-        stop = self.rows if stop is None else stop
-        return np.zeros(stop - start) if self.labels is None else self.labels.read(start, stop)
 
     def block(self, start: int, stop: int) -> np.ndarray:
         """Return rows ``start`` … ``stop − 1``: a view where the file is mapped, else newly read."""
@@ -73,12 +95,8 @@ class DenseShard:
         """Return the row before which ``share`` of this shard's work lies."""
         return round(share * self.rows)
 
-    def close(self) -> None:
-        """Close the file; what is mapped stays."""
-        self._file.close()
 
-
-class CsrShard:
+class CsrShard(_Labelled):
     """Rows of a group ``X`` of ``data``, ``indices`` and ``indptr``, with labels ``y`` (rows,).
 
     ``indptr`` is checked when the shard is opened, the column numbers of a block whenever one is read, so that no
@@ -88,12 +106,10 @@ class CsrShard:
     kind = "csr"
 
     def __init__(self, path: Path, file: Any, keys: Keys, features: int | None):
-        self.path = path
-        self._file = file
         self.stored = open_array(path, file, f"{keys.x}/data", 1)
         self.indices = open_array(path, file, f"{keys.x}/indices", 1)
         pointers = open_array(path, file, f"{keys.x}/indptr", 1)
-        self.labels = None if keys.y is None else open_array(path, file, keys.y, 1)
+        super().__init__(path, file, keys)
         self.rows, self.nonzeros = max(pointers.shape[0] - 1, 0), self.stored.shape[0]
         self.features = features if features is not None else self._own_features(file[keys.x])
         self.dtype = self.stored.dtype
@@ -117,11 +133,6 @@ class CsrShard:
         if len(shape) != 2 or shape.dtype.kind not in "iu" or not 0 < int(shape[1]) <= 2**53:
             raise UserError(f"{self.path}: {group.name} does not say how many columns it has (attribute shape)")
         return int(shape[1])
-
-    def y(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Return the labels of a range of rows, newly read."""
-        stop = self.rows if stop is None else stop
-        return np.zeros(stop - start) if self.labels is None else self.labels.read(start, stop)
 
     def block(self, start: int, stop: int, mapped: bool = True) -> Csr:
         """Return rows ``start`` … ``stop − 1``, their structure checked: a view where the file is mapped, else read.
@@ -168,10 +179,6 @@ class CsrShard:
         """Return the row before which ``share`` of this shard's entries lies."""
         return int(np.searchsorted(self.indptr, share * self.nonzeros)) if self.nonzeros else round(share * self.rows)
 
-    def close(self) -> None:
-        """Close the file; what is mapped stays."""
-        self._file.close()
-
 
 class RatingsShard:
     """Columns ``user``, ``item`` and ``rating``, each (rows,)."""
@@ -207,8 +214,9 @@ def open_shard(path: Path, keys: Keys = DEFAULT_KEYS, features: int | None = Non
     try:
         sparse = not _is_dataset(file, keys.x) and keys.x in file
         shard: Shard = CsrShard(path, file, keys, features) if sparse else DenseShard(path, file, keys)
-        if shard.labels is not None and shard.labels.shape[0] != shard.rows:
-            raise UserError(f"{path} holds {shard.rows:,} rows of {keys.x} but {shard.labels.shape[0]:,} of {keys.y}")
+        for column, name in ((shard.labels, keys.y), (shard.weights, keys.weight)):
+            if column is not None and column.shape[0] != shard.rows:
+                raise UserError(f"{path} holds {shard.rows:,} rows of {keys.x} but {column.shape[0]:,} of {name}")
         if not any(part.needs_file for part in stored_parts(shard)):
             shard.close()
     except HDF5_ERRORS as error:
@@ -235,6 +243,14 @@ def open_ratings(path: Path) -> RatingsShard:
     return shard
 
 
+def check_weights(weight: np.ndarray, first: int, where: str = "") -> None:
+    """Raise `UserError` for a weight that is negative or not finite; ``first`` is the number of the first row."""
+    bad = np.flatnonzero(~(np.isfinite(weight) & (weight >= 0)))
+    if len(bad):
+        raise UserError(f"{where}the weight of row {first + int(bad[0]):,} is {weight[bad[0]]:g}; weights are finite "
+                        "and at least 0: mend it or leave the row out")
+
+
 def _is_dataset(file: Any, name: str) -> bool:
     import h5py
 
@@ -246,4 +262,4 @@ def stored_parts(shard: DenseShard | CsrShard | RatingsShard) -> list[StoredArra
     if isinstance(shard, RatingsShard):
         return [shard.user, shard.item, shard.labels]
     found = [shard.stored] if isinstance(shard, DenseShard) else [shard.stored, shard.indices]
-    return found if shard.labels is None else [*found, shard.labels]
+    return [*found, *(part for part in (shard.labels, shard.weights) if part is not None)]

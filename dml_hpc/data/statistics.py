@@ -17,6 +17,8 @@ from dml_hpc.files import HDF5_ERRORS, file_sha256, first_line
 MOST_LISTED = 1 << 16
 """The statistics of more features are kept in `STATISTICS_FILE`."""
 STATISTICS_FILE = "statistics.h5"
+MOST_COUNTED = 1 << 24
+"""Of more features nothing is counted for each, as that would take more memory than the rows; they are hashed words."""
 MOST_ROWS = 2**53
 """Larger counts are not exact as float64; no data set has them."""
 

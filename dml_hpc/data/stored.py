@@ -131,7 +131,8 @@ def open_array(path: Path, file: h5py.File, name: str, dimensions: int) -> Store
     try:
         if name not in file:
             there = ", ".join(sorted(str(key) for key in file)[:8]) or "nothing"
-            raise UserError(f"{path} has no dataset {name} (it holds {there}); --x-key and --y-key name others")
+            raise UserError(f"{path} has no dataset {name} (it holds {there}); --x-key, --y-key and "
+                            "--weight-key name others")
         dataset = file[name]
         if not isinstance(dataset, h5py.Dataset):
             raise UserError(f"{path}: {name} is no dataset")

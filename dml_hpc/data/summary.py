@@ -1,7 +1,8 @@
-"""What the labels and the lengths of the rows of a data set are like; X itself is not read."""
+"""What the labels, the weights and the lengths of the rows of a data set are like; X itself is not read."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from dml_hpc.data.dataset import Dataset
 from dml_hpc.data.shard import CsrShard, RatingsShard, Shard
+from dml_hpc.data.totals import shard_weight
 from dml_hpc.errors import UserError
 
 BINS = 10
@@ -21,20 +23,22 @@ class Summary:
 
     ``labels`` are (low, high, rows), low = high for the values that the manifest lists, else `BINS` equal bins.
     ``sizes`` are (low, high, rows) by the entries that a sparse row stores, in powers of two, None for other kinds.
-    ``unusual`` counts labels that are NaN, infinite, or not listed; ``problems`` are (file, what keeps it from being
-    read).
+    ``unusual`` counts labels that are NaN, infinite, or not listed; ``weight`` is the sum of the rows' weights, None
+    where they have none; ``problems`` are (file, what keeps it from being read).
     """
 
     labels: list[tuple[float, float, int]] = field(default_factory=list)
     sizes: list[tuple[int, int, int]] | None = None
     unusual: int = 0
+    weight: float | None = None
     problems: list[tuple[str, str]] = field(default_factory=list)
 
 
 def summarise(dataset: Dataset) -> Summary:
-    """Read the labels of a data set, of any kind, and how long its sparse rows are."""
+    """Read the labels and weights of a data set, of any kind, and how long its sparse rows are."""
     summary = Summary()
     lengths = np.zeros(64, np.int64)
+    weights: list[float] = []
     low, high = np.inf, -np.inf
     for number in range(len(dataset.paths)):
         try:
@@ -42,6 +46,8 @@ def summarise(dataset: Dataset) -> Summary:
             for y in _labels(shard):
                 y = y[np.isfinite(y)]
                 low, high = min(low, y.min(initial=np.inf)), max(high, y.max(initial=-np.inf))
+            if dataset.weighted:
+                weights.append(shard_weight(dataset, number))
             if isinstance(shard, CsrShard):
                 # 0 entries, 1, 2, 3 … 4, 5 … 8, and so on.
                 size = np.diff(shard.indptr)
@@ -66,6 +72,7 @@ def summarise(dataset: Dataset) -> Summary:
             summary.unusual += len(y) - int(counted.sum())
     tops = edges if len(counts) == len(edges) else edges[1:]
     summary.labels = list(zip(edges.tolist(), tops.tolist(), counts.tolist(), strict=False))
+    summary.weight = math.fsum(weights) if dataset.weighted else None
     if dataset.kind == "csr":
         last = int(np.max(np.flatnonzero(lengths), initial=0))
         bounds = [(0, 0), (1, 1), *((2**(bit - 1) + 1, 2**bit) for bit in range(1, 62))]

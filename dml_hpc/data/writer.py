@@ -16,6 +16,7 @@ import numpy as np
 
 from dml_hpc.data.csr import Csr, index_dtype
 from dml_hpc.data.manifest import ShardEntry
+from dml_hpc.data.shard import WEIGHT
 from dml_hpc.errors import UserError
 from dml_hpc.files import file_sha256
 
@@ -45,12 +46,12 @@ def filters(compression: str | None) -> dict[str, Any]:
     return {"shuffle": True, **hdf5plugin.Zstd(clevel=3)}
 
 
-def open_writer(path: Path, kind: str, rows: int, features: int, dtype: str,
-                compression: str | None = None) -> ShardWriter:
+def open_writer(path: Path, kind: str, rows: int, features: int, dtype: str, compression: str | None = None,
+                weighted: bool = False) -> ShardWriter:
     """Begin a shard of ``rows`` rows of ``kind``; raises `OSError` at once when the disk has no room for dense rows."""
-    if kind == "csr":
-        return CsrWriter(path, rows, features, dtype, compression)
-    return (DenseWriter if kind == "dense" else RatingsWriter)(path, rows, features, dtype, compression)
+    if kind == "ratings":
+        return RatingsWriter(path, rows, features, dtype, compression)
+    return (CsrWriter if kind == "csr" else DenseWriter)(path, rows, features, dtype, compression, weighted)
 
 
 class ShardWriter(ABC):
@@ -60,7 +61,9 @@ class ShardWriter(ABC):
         self.path = path
         self.free = rows
         """How many rows are still to come."""
-        self._rows, self._filled, self._nonzeros = rows, 0, 0
+        self.nonzeros = 0
+        """How many entries are written that are not 0; of sparse rows, that are stored."""
+        self._rows, self._filled = rows, 0
         self._filters = filters(compression)
         self._file: Any = None
         self._starts: list[int] = []
@@ -83,14 +86,14 @@ class ShardWriter(ABC):
         chunk = (max(1, min(shape[0], CHUNK_BYTES // row_bytes)), *shape[1:])
         return self._file.create_dataset(name, shape, dtype, chunks=chunk, **self._filters)
 
-    def append(self, X: np.ndarray | Csr, y: np.ndarray) -> None:
-        """Write the next ``len(y)`` rows."""
-        self._write(X, y, self._filled, self._filled + len(y))
+    def append(self, X: np.ndarray | Csr, y: np.ndarray, weight: np.ndarray | None = None) -> None:
+        """Write the next ``len(y)`` rows; ``weight`` (count,) is what each counts, where rows are weighted."""
+        self._write(X, y, weight, self._filled, self._filled + len(y))
         self._filled += len(y)
         self.free -= len(y)
 
     @abstractmethod
-    def _write(self, X: Any, y: np.ndarray, start: int, stop: int) -> None:
+    def _write(self, X: Any, y: np.ndarray, weight: np.ndarray | None, start: int, stop: int) -> None:
         """Write rows ``start`` … ``stop − 1``."""
 
     def _complete(self) -> None:  # noqa: B027 -- most have written all by then
@@ -107,7 +110,7 @@ class ShardWriter(ABC):
         """Return the manifest entry of the closed file, which is read for its SHA-256; in any thread."""
         size = self.path.stat().st_size
         head = min(self._starts, default=size)
-        return ShardEntry(self.path.name, self._filled, self._nonzeros, file_sha256(self.path), size, head,
+        return ShardEntry(self.path.name, self._filled, self.nonzeros, file_sha256(self.path), size, head,
                           file_sha256(self.path, head))
 
     def __enter__(self) -> ShardWriter:
@@ -120,51 +123,59 @@ class ShardWriter(ABC):
 
 
 class DenseWriter(ShardWriter):
-    """``X`` (rows, features) and ``y`` (rows,)."""
+    """``X`` (rows, features), ``y`` (rows,) and, where rows are weighted, ``weight`` (rows,)."""
 
-    def __init__(self, path: Path, rows: int, features: int, dtype: str, compression: str | None):
+    def __init__(self, path: Path, rows: int, features: int, dtype: str, compression: str | None, weighted: bool):
         super().__init__(path, rows, compression)
         self._open(rows * features * np.dtype(dtype).itemsize)
         self._x = self._create("X", (rows, features), dtype)
         self._y = self._file.create_dataset("y", (rows,), label_dtype(dtype))
+        self._weight = self._file.create_dataset(WEIGHT, (rows,), label_dtype(dtype)) if weighted else None
 
-    def _write(self, X: np.ndarray, y: np.ndarray, start: int, stop: int) -> None:
+    def _write(self, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None, start: int, stop: int) -> None:
         self._x[start:stop] = X
         self._y[start:stop] = y
-        self._nonzeros += int(np.count_nonzero(X))
+        if self._weight is not None:
+            self._weight[start:stop] = weight
+        self.nonzeros += int(np.count_nonzero(X))
 
 
 class CsrWriter(ShardWriter):
-    """A group ``X`` of ``data``, ``indices`` (nonzeros,) and ``indptr`` (rows + 1,), and ``y`` (rows,).
+    """A group ``X`` of ``data``, ``indices`` (nonzeros,) and ``indptr`` (rows + 1,), ``y`` and ``weight`` (rows,).
 
     How long these are shows at the end; until then the entries wait in memory, or on disk when they are many.
     """
 
-    def __init__(self, path: Path, rows: int, features: int, dtype: str, compression: str | None):
+    def __init__(self, path: Path, rows: int, features: int, dtype: str, compression: str | None, weighted: bool):
         super().__init__(path, rows, compression)
         self._features, self._dtype, self._index = features, np.dtype(dtype), index_dtype(features)
         self._indptr = np.zeros(rows + 1, np.int64)
         self._y = np.empty(rows, label_dtype(dtype))
+        self._weight = np.empty(rows, label_dtype(dtype)) if weighted else None
         self._data = tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, dir=str(path.parent))  # noqa: SIM115
         self._indices = tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, dir=str(path.parent))  # noqa: SIM115
 
-    def _write(self, X: Csr, y: np.ndarray, start: int, stop: int) -> None:
+    def _write(self, X: Csr, y: np.ndarray, weight: np.ndarray | None, start: int, stop: int) -> None:
         packed = X.packed()
-        self._indptr[start + 1:stop + 1] = self._nonzeros + packed.indptr[1:]
+        self._indptr[start + 1:stop + 1] = self.nonzeros + packed.indptr[1:]
         self._y[start:stop] = y
+        if self._weight is not None:
+            self._weight[start:stop] = weight
         self._data.write(packed.data.astype(self._dtype, copy=False).data)
         self._indices.write(packed.indices.astype(self._index, copy=False).data)
-        self._nonzeros += packed.nonzeros
+        self.nonzeros += packed.nonzeros
 
     def _complete(self) -> None:
-        self._open(self._nonzeros * (self._dtype.itemsize + self._index.itemsize) + self._rows * 16)
+        self._open(self.nonzeros * (self._dtype.itemsize + self._index.itemsize) + self._rows * 16)
         group = self._file.create_group("X")
         group.attrs["shape"] = np.array([self._rows, self._features], np.int64)
         for name, kind, spool in (("data", self._dtype, self._data), ("indices", self._index, self._indices)):
-            self._copy(spool, self._create(f"X/{name}", (self._nonzeros,), kind))
+            self._copy(spool, self._create(f"X/{name}", (self.nonzeros,), kind))
             spool.close()
         group.create_dataset("indptr", data=self._indptr)
         self._file.create_dataset("y", data=self._y)
+        if self._weight is not None:
+            self._file.create_dataset(WEIGHT, data=self._weight)
 
     def _copy(self, spool: IO[bytes], dataset: h5py.Dataset) -> None:
         spool.seek(0)
@@ -189,10 +200,10 @@ class RatingsWriter(ShardWriter):
         self._columns = [self._create("user", (rows,), "int64"), self._create("item", (rows,), index_dtype(features)),
                          self._create("rating", (rows,), label_dtype(dtype))]
 
-    def _write(self, X: np.ndarray, y: np.ndarray, start: int, stop: int) -> None:
+    def _write(self, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None, start: int, stop: int) -> None:
         for column, values in zip(self._columns, (X[:, 0], X[:, 1], y), strict=True):
             column[start:stop] = values
-        self._nonzeros += len(y)
+        self.nonzeros += len(y)
 
 
 def _starts(found: Any) -> list[int]:
@@ -208,5 +219,5 @@ def _starts(found: Any) -> list[int]:
 
 
 def label_dtype(dtype: str) -> str:
-    """Return the type of ``y`` beside X of ``dtype``."""
+    """Return the type of ``y`` and ``weight`` beside X of ``dtype``."""
     return "float32" if dtype == "float16" else dtype

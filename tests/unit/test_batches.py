@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dml_hpc.data.batches import Batches, RandomShare
+from dml_hpc.data.batches import Batches
 from dml_hpc.data.dataset import Dataset
 from dml_hpc.data.manifest import Label, Manifest, ShardEntry
 from dml_hpc.layout import bound, split
@@ -84,17 +84,3 @@ def test_split_covers_everything_in_order(n):
         sizes = [stop - start for start, stop in pieces]
         assert max(sizes) - min(sizes) <= 1
         assert bound(n, parts, parts) == n
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 7000), st.integers(1, 5), st.booleans())
-def test_random_shares_deal_every_row_once_and_keep_the_deal(rows, size, shuffle):
-    shares = [RandomShare(rows, rank, size, seed=3, shuffle=shuffle) for rank in range(size)]
-    assert len({share.steps for share in shares}) == 1
-    epochs = [[np.concatenate([share.take(epoch, step).copy() for step in range(share.steps)]) for share in shares]
-              for epoch in (0, 1)]
-    assert sorted(np.concatenate(epochs[0]).tolist()) == list(range(rows))
-    for share, first, second in zip(shares, *epochs, strict=True):
-        assert len(first) == share.count
-        assert sorted(first.tolist()) == sorted(second.tolist())
-    assert not shuffle or rows < 100 or epochs[0][0].tolist() != epochs[1][0].tolist()

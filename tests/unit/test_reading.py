@@ -14,21 +14,23 @@ from hypothesis import strategies as st
 from dml_hpc.data.batches import Batches
 from dml_hpc.data.csr import sparse
 from dml_hpc.data.dataset import open_dataset
-from dml_hpc.data.reading import Resident, Streamed, open_reader
+from dml_hpc.data.reading import Resident, open_reader
+from dml_hpc.data.streaming import Streamed
 from dml_hpc.errors import UserError
 
 F4 = np.dtype("f4")
 
 
-def targets(y):
-    return y.astype(F4)
+def prepare(y, weight):
+    return y.astype(F4), None if weight is None else weight.astype(F4)
 
 
-def numbered(folder, shard_rows, compression=None, dtype="float32"):
-    """A data set whose row i holds i, with label i % 2."""
+def numbered(folder, shard_rows, compression=None, dtype="float32", weighted=False):
+    """A data set whose row i holds i, with label i % 2 and, if it is weighted, weight i % 7."""
     rows = sum(shard_rows)
     X = np.repeat(np.arange(rows)[:, None], 3, axis=1)
-    return open_dataset(write_dataset(folder, X, np.arange(rows) % 2, shard_rows, dtype, compression))
+    return open_dataset(write_dataset(folder, X, np.arange(rows) % 2, shard_rows, dtype, compression,
+                                      np.arange(rows) % 7 if weighted else None))
 
 
 def taken(reader, epoch, step):
@@ -39,25 +41,28 @@ def taken(reader, epoch, step):
         values = part.X[part.rows]
         assert (values == values[:, :1]).all()
         np.testing.assert_array_equal(part.y[part.rows], values[:, 0] % 2)
+        assert (part.weight is not None) == reader.dataset.weighted
+        if part.weight is not None:
+            np.testing.assert_array_equal(part.weight[part.rows], values[:, 0] % 7)
         found.append(values[:, 0].astype(np.int64))
     return np.concatenate(found)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 150), min_size=1, max_size=5), st.integers(1, 6), st.integers(1, 200),
-       st.sampled_from([None, "gzip"]), st.booleans(), st.integers(0, 3))
+       st.sampled_from([None, "gzip"]), st.booleans(), st.integers(0, 3), st.booleans())
 def test_streamed_steps_are_those_from_memory_and_every_row_comes_once(shard_rows, size, batch, compression, shuffle,
-                                                                       seed):
+                                                                       seed, weighted):
     rows = sum(shard_rows)
     if not rows:
         return
     with tempfile.TemporaryDirectory() as place:
-        data = numbered(Path(place) / "data", shard_rows, compression)
+        data = numbered(Path(place) / "data", shard_rows, compression, weighted=weighted)
         seen = [[], []]
         for rank in range(size):
             batches = Batches(data, batch, rank, size, seed, shuffle, None if compression is None else 7)
-            resident = Resident(data, batches, targets, F4)
-            with Streamed(data, batches, targets, F4, 1 << 40) as streamed:
+            resident = Resident(data, batches, prepare, F4)
+            with Streamed(data, batches, prepare, F4, 1 << 40) as streamed:
                 for epoch in range(2):
                     for step in range(batches.steps):
                         expected = taken(resident, epoch, step)
@@ -68,6 +73,9 @@ def test_streamed_steps_are_those_from_memory_and_every_row_comes_once(shard_row
                         if streamed._parts == 1:
                             np.testing.assert_array_equal(got, expected)
                         seen[epoch] += got.tolist()
+                        for reader in (resident, streamed):
+                            assert reader.steps == batches.steps
+                            np.testing.assert_array_equal(np.sort(reader.rows_of(epoch, step)), np.sort(got))
                 everything = np.concatenate([np.empty(0), *(part.X[part.rows, 0].copy()
                                                             for part in streamed.everything())])
                 np.testing.assert_array_equal(everything, np.arange(*batches.range))
@@ -101,8 +109,8 @@ def test_sparse_rows_come_once_an_epoch_too_whatever_their_sizes(shard_rows, siz
         seen: list[list[float]] = [[], []]
         for rank in range(size):
             batches = Batches(data, batch, rank, size, seed)
-            resident = Resident(data, batches, targets, F4)
-            with Streamed(data, batches, targets, F4, 1 << 40) as streamed:
+            resident = Resident(data, batches, prepare, F4)
+            with Streamed(data, batches, prepare, F4, 1 << 40) as streamed:
                 for epoch in range(2):
                     for step in range(batches.steps):
                         expected, got = collected(resident, epoch, step), collected(streamed, epoch, step)
@@ -126,26 +134,64 @@ def test_sparse_rows_are_shared_by_their_entries(tmp_path):
 def test_what_fits_stays_and_what_does_not_is_streamed(tmp_path):
     plain, packed = numbered(tmp_path / "plain", [30_000, 30_000]), numbered(tmp_path / "packed", [6000], "lzf")
     batches = Batches(plain, 100, 0, 1)
-    assert open_reader(plain, batches, targets, F4, None).how == "mapped"
-    assert open_reader(packed, Batches(packed, 100, 0, 1, chunk_rows=20), targets, F4, 1 << 20).how == "memory"
-    assert open_reader(plain, batches, targets, F4, 100_000).how == "streamed"
+    assert open_reader(plain, batches, prepare, F4, None).how == "mapped"
+    assert open_reader(packed, Batches(packed, 100, 0, 1, chunk_rows=20), prepare, F4, 1 << 20).how == "memory"
+    assert open_reader(plain, batches, prepare, F4, 100_000).how == "streamed"
     with pytest.raises(UserError, match="--memory-limit leaves 0 MiB for rows"):
-        open_reader(plain, batches, targets, F4, 1000)
+        open_reader(plain, batches, prepare, F4, 1000)
 
 
-def test_float16_is_widened_wherever_it_is_read(tmp_path):
-    data = numbered(tmp_path / "half", [900], dtype="float16")
+def test_dense_float16_stays_as_it_is_and_is_mapped_and_sparse_is_widened(tmp_path):
+    data = numbered(tmp_path / "half", [500, 400], dtype="float16")
     batches = Batches(data, 64, 0, 1)
-    with Streamed(data, batches, targets, F4, 1 << 30) as streamed:
-        resident = Resident(data, batches, targets, F4)
+    F2 = np.dtype("f2")
+    assert data.computable(F4) == data.computable(np.dtype("f8")) == F2
+    with Streamed(data, batches, prepare, F4, 1 << 30) as streamed:
+        resident = Resident(data, batches, prepare, F4)
+        assert resident.how == "mapped"
         for step in range(batches.steps):
             np.testing.assert_array_equal(taken(streamed, 0, step), taken(resident, 0, step))
-        parts = list(streamed.everything())
-        assert {part.X.dtype for part in parts} == {F4}
+        parts = [part for reader in (streamed, resident) for part in reader.everything()]
+        assert {part.X.dtype for part in parts} == {F2}
+        assert streamed._slots.X.dtype == F2
+    X = sparse(np.eye(60, dtype="f4"))
+    data = open_dataset(write_dataset(tmp_path / "csr", X, np.zeros(60), [60], "float16"))
+    assert data.computable(F4) == F4
+    for reader in (Resident(data, Batches(data, 10, 0, 1), prepare, F4),
+                   Streamed(data, Batches(data, 10, 0, 1), prepare, F4, 1 << 30)):
+        with reader:
+            parts = [*reader.take(0, 0)[0], *reader.everything()]
+            assert {part.X.dtype for part in parts} == {F4} and reader.how != "mapped"
+
+
+def test_weights_may_come_of_labels_alone(tmp_path):
+    def by_class(y, weight):
+        assert weight is None
+        return y.astype(F4), np.where(y == 1, F4.type(3), F4.type(0.5))
+
+    data = numbered(tmp_path / "data", [300, 200])
+    batches = Batches(data, 50, 0, 1)
+    for reader in (Resident(data, batches, by_class, F4), Streamed(data, batches, by_class, F4, 1 << 30)):
+        with reader:
+            for part in [*reader.take(0, 0)[0], *reader.everything()]:
+                np.testing.assert_array_equal(part.weight[part.rows], np.where(part.X[part.rows, 0] % 2, 3, 0.5))
+
+
+def test_a_row_is_told_with_its_place(tmp_path):
+    data = numbered(tmp_path / "data", [30, 0, 50], weighted=True)
+    row = data.row(37)
+    assert (row.path.name, row.row, row.y, row.weight) == ("part-00002.h5", 7, 1.0, 37 % 7)
+    assert row.X.dtype == np.float64 and row.X.tolist() == [37.0] * 3
+    X = sparse(np.eye(9, dtype="f4"))
+    row = open_dataset(write_dataset(tmp_path / "csr", X, np.arange(9), [4, 5])).row(5)
+    assert (row.row, row.y, row.weight) == (1, 5.0, None)
+    assert row.X.dense().tolist() == [np.eye(9)[5].tolist()]
 
 
 def test_a_label_that_cannot_be_learnt_from_is_named_while_streaming(tmp_path):
-    def refuse(y):
+    def refuse(y, weight):
+        if not len(y):
+            return y, weight
         raise UserError("a label of 2 is no class")
 
     data = numbered(tmp_path / "data", [500])
@@ -156,7 +202,7 @@ def test_a_label_that_cannot_be_learnt_from_is_named_while_streaming(tmp_path):
 
 def test_a_shard_cut_short_while_it_is_streamed_is_one_clear_line(tmp_path):
     data = numbered(tmp_path / "data", [4000])
-    with Streamed(data, Batches(data, 10, 0, 1), targets, F4, 1 << 30) as streamed:
+    with Streamed(data, Batches(data, 10, 0, 1), prepare, F4, 1 << 30) as streamed:
         data.shard(0)
         with (tmp_path / "data" / "part-00000.h5").open("r+b") as file:
             file.truncate(6000)
@@ -167,7 +213,7 @@ def test_a_shard_cut_short_while_it_is_streamed_is_one_clear_line(tmp_path):
 
 def test_an_order_differs_by_epoch_and_seed_and_mixes_the_blocks(tmp_path):
     data = numbered(tmp_path / "data", [20_000])
-    reader = Resident(data, batches := Batches(data, 100, 0, 1), targets, F4)
+    reader = Resident(data, batches := Batches(data, 100, 0, 1), prepare, F4)
     first = [taken(reader, 0, step) for step in range(batches.steps)]
     second = [taken(reader, 1, step) for step in range(batches.steps)]
     assert any(not np.array_equal(a, b) for a, b in zip(first, second, strict=True))

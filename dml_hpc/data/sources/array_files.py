@@ -85,18 +85,19 @@ StoredArray = MappedArray | Hdf5Array
 
 @dataclass(frozen=True)
 class StoredMatrix:
-    """What one file holds: ``x`` dense, or the three arrays of CSR rows; ``y`` may be missing."""
+    """What one file holds: ``x`` dense, or the three arrays of CSR rows; ``y`` and ``weight`` may be missing."""
 
     path: Path
     shape: tuple[int, int]
     x: StoredArray | None
     csr: dict[str, StoredArray]
     y: StoredArray | None
+    weight: StoredArray | None = None
 
     @property
     def arrays(self) -> list[StoredArray]:
         """All of them."""
-        return [array for array in (self.x, *self.csr.values(), self.y) if array is not None]
+        return [array for array in (self.x, *self.csr.values(), self.y, self.weight) if array is not None]
 
 
 def open_array(path: Path) -> MappedArray:
@@ -131,7 +132,8 @@ def open_npy(path: Path) -> StoredMatrix:
     return StoredMatrix(path, _two_axes(x), x, {}, None)
 
 
-def open_npz(path: Path, unpacked: Path, x_key: str | None, y_key: str | None) -> StoredMatrix:
+def open_npz(path: Path, unpacked: Path, x_key: str | None, y_key: str | None,
+             weight_key: str | None = None) -> StoredMatrix:
     """Return the matrix of an NPZ file: dense, or as ``scipy.sparse.save_npz`` writes CSR.
 
     Members stored as they are stay in place, compressed ones are written to the new folder ``unpacked``.
@@ -144,14 +146,16 @@ def open_npz(path: Path, unpacked: Path, x_key: str | None, y_key: str | None) -
                 return _member(archive, infos[key], path, unpacked, f"{path}: {key}")
 
             y = member(_key(path, infos, "--y-key", y_key, ["y"])) if y_key or "y" in infos else None
+            weight = member(_key(path, infos, "--weight-key", weight_key, [])) if weight_key else None
             if x_key is None and infos.keys() >= {*CSR_PARTS, "format", "shape"}:
                 kind, shape = (np.lib.format.read_array(archive.open(infos[key]), allow_pickle=False).tolist()
                                for key in ("format", "shape"))
                 if kind not in (b"csr", "csr") or len(shape) != 2:
                     raise UserError(f"{path} holds a sparse matrix that is not CSR; save X.tocsr()")
-                return StoredMatrix(path, (shape[0], shape[1]), None, {part: member(part) for part in CSR_PARTS}, y)
+                return StoredMatrix(path, (shape[0], shape[1]), None, {part: member(part) for part in CSR_PARTS}, y,
+                                    weight)
             x = member(_key(path, infos, "--x-key", x_key, ["X", "x"]))
-            return StoredMatrix(path, _two_axes(x), x, {}, y)
+            return StoredMatrix(path, _two_axes(x), x, {}, y, weight)
     except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
         raise UserError(f"{path} cannot be read as NPZ: {first_line(error)}") from None
 
@@ -175,7 +179,7 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, unpacke
         return _npy(file, 0, copy.stat().st_size, copy, name)
 
 
-def open_hdf5(path: Path, x_key: str | None, y_key: str | None) -> StoredMatrix:
+def open_hdf5(path: Path, x_key: str | None, y_key: str | None, weight_key: str | None = None) -> StoredMatrix:
     """Return the matrix of an HDF5 file: a dataset, or a group of CSR arrays with or without an attribute ``shape``."""
     import h5py
 
@@ -190,10 +194,11 @@ def open_hdf5(path: Path, x_key: str | None, y_key: str | None) -> StoredMatrix:
                 return Hdf5Array(path, key, file[key].dtype, file[key].shape or ())
 
             y = array(_key(path, names, "--y-key", y_key, ["y"])) if y_key or "y" in file else None
+            weight = array(_key(path, names, "--weight-key", weight_key, [])) if weight_key else None
             key = _key(path, names, "--x-key", x_key, ["X", "x"])
             if isinstance(file[key], h5py.Dataset):
                 x = array(key)
-                return StoredMatrix(path, _two_axes(x), x, {}, y)
+                return StoredMatrix(path, _two_axes(x), x, {}, y, weight)
             if not all(part in file[key] for part in CSR_PARTS):
                 raise UserError(f"{path}: {key} is neither a dataset nor a group of data, indices and indptr")
             csr: dict[str, StoredArray] = {part: array(f"{key}/{part}") for part in CSR_PARTS}
@@ -204,7 +209,7 @@ def open_hdf5(path: Path, x_key: str | None, y_key: str | None) -> StoredMatrix:
             if shape is not None and (np.shape(shape) != (2,) or np.asarray(shape).dtype.kind not in "iu"):
                 raise UserError(f"{path}: the shape of {key} is to be two whole numbers, rows and columns")
             features = int(shape[1]) if shape is not None else _width(csr["indices"])
-            return StoredMatrix(path, (len(file[key]["indptr"]) - 1, features), None, csr, y)
+            return StoredMatrix(path, (len(file[key]["indptr"]) - 1, features), None, csr, y, weight)
     except HDF5_ERRORS as error:
         raise UserError(f"{path} cannot be read as HDF5: {first_line(error)}") from None
 

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dml_hpc.data.csr import Csr, concatenated, index_dtype
-from dml_hpc.data.sources.array_files import (
-    CSR_PARTS,
-    HDF5,
-    StoredArray,
-    StoredMatrix,
-    open_array,
-    open_hdf5,
-    open_npy,
-    open_npz,
-)
+from dml_hpc.data.shard import check_weights
+from dml_hpc.data.sources.array_files import StoredArray, StoredMatrix
 from dml_hpc.data.sources.holdout import held_out
-from dml_hpc.data.sources.source import About
+from dml_hpc.data.sources.source import About, with_weight
+from dml_hpc.data.statistics import MOST_COUNTED
 from dml_hpc.errors import UserError
 from dml_hpc.layout import split
-from dml_hpc.mpi import agreed, on_root
+from dml_hpc.mpi import agreed
 from dml_hpc.watch import progressed
 
 if TYPE_CHECKING:
@@ -42,14 +34,17 @@ class ArrayRows:
     """The rows of several files one after the other, a `RowSource`.
 
     ``labels`` is an array with the labels of all files' rows; None: they are in the files, or column ``column`` of X.
+    ``weights`` is one with their weights; None: they are in the files, where these have any.
     """
 
-    def __init__(self, files: Sequence[StoredMatrix], labels: StoredArray | None, column: int | None, features: int):
+    def __init__(self, files: Sequence[StoredMatrix], labels: StoredArray | None, column: int | None,
+                 weights: StoredArray | None, features: int):
         self.kind = "csr" if files[0].csr else "dense"
         self.features = features
-        self.about = About(source={"format": files[0].path.suffix.lstrip(".")})
+        weighted = weights is not None or files[0].weight is not None
+        self.about = About(source={"format": files[0].path.suffix.lstrip(".")}, weighted=weighted)
         self._files = files
-        self._labels = labels
+        self._labels, self._weights = labels, weights
         self._column = column
         self._starts = np.concatenate([[0], np.cumsum([file.shape[0] for file in files], dtype=np.int64)])
         self.rows = int(self._starts[-1])
@@ -79,9 +74,12 @@ class ArrayRows:
 
         They become ``fill`` (features,), or the mean of the rows that are not held out (`held_out`). The rows are cut
         into segments, each summed by one rank in order, and the sums are added in the segments' order, so that the
-        means do not depend on the ranks. Raises `AgreedError` with the place of an infinite value.
+        means do not depend on the ranks. Of more than `MOST_COUNTED` features none may be missing: nothing is counted,
+        and a NaN is refused later. Raises `AgreedError` with the place of an infinite value.
         """
-        segments = max(1, min(MOST_SEGMENTS, SEGMENT_SUMS // self.features)) if self._may_miss else 0
+        if not self._may_miss or self.features > MOST_COUNTED:
+            return
+        segments = max(1, min(MOST_SEGMENTS, SEGMENT_SUMS // self.features))
         missing, trained, sums = np.zeros((2, self.features), np.int64), 0, []
         with agreed(comm):
             for segment in range(*split(segments, comm.size, comm.rank)):
@@ -176,7 +174,18 @@ class ArrayRows:
         if len(bad):
             raise UserError(f"{self._where(begin + rows.start + int(bad[0]))}: its label is {y[bad[0]]}; "
                             "mend it or leave the row out")
-        return X, y
+        return X, with_weight(y, self._weight(file, begin, rows))
+
+    def _weight(self, file: StoredMatrix, begin: int, rows: slice) -> np.ndarray | None:
+        if self._weights is not None:
+            found = self._weights[begin + rows.start:begin + rows.stop]
+        elif file.weight is not None:
+            found = file.weight[rows]
+        else:
+            return None
+        weight = found.reshape(-1).astype(np.float64)
+        check_weights(weight, rows.start, f"{file.path}: ")
+        return weight
 
     def _csr(self, file: StoredMatrix, begin: int, rows: slice) -> Csr:
         from dml_hpc.kernels.rows import clean_rows
@@ -200,98 +209,3 @@ def _float_type(dtype: np.dtype) -> np.dtype:
     """Return the type that values are read in: float32 where it holds them exactly, else float64."""
     exact = dtype.itemsize <= (4 if dtype.kind == "f" else 2)
     return np.dtype(np.float32 if exact else np.float64)
-
-
-def open_arrays(comm: Intracomm | Alone, paths: Sequence[Path], scratch: Path, *, label: str | None = None,
-                x_key: str | None = None, y_key: str | None = None, features: int | None = None,
-                holdout: float = 0.0, seed: int = 0, fill: np.ndarray | None = None,
-                bar: Progress | None = None) -> ArrayRows:
-    """Collective: open NPY, NPZ or HDF5 files, all of the same features, as rows one after the other.
-
-    NPY: X is the array, (rows, features); ``label`` is the number of the column that is the label (negative: from the
-    end), or the path of an NPY file with all labels. NPZ and HDF5: X is ``x_key`` ("X", else "x"), y is ``y_key`` ("y")
-    unless ``label`` is given; CSR is what ``scipy.sparse.save_npz`` writes, or a group of data, indices and indptr
-    (with or without ``shape``). Any integer or float type, any byte order. A CSR matrix has ``features`` features if
-    that is more. A NaN in X is missing: it is counted, and filled; see `ArrayRows.survey` (means of CSR
-    rows are taken with the zeros). Memory does not grow with the files; compressed NPZ files are unpacked into
-    ``scratch``. ``bar`` advances by the bytes this rank has surveyed. Raises `AgreedError` for what does not fit, with
-    its place.
-    """
-    rows = on_root(comm, lambda: _opened(paths, scratch, label, x_key, y_key, features))
-    rows.survey(comm, bar, holdout, seed, fill)
-    return rows
-
-
-def _opened(paths: Sequence[Path], scratch: Path, label: str | None, x_key: str | None, y_key: str | None,
-            features: int | None) -> ArrayRows:
-    files = []
-    for number, path in enumerate(paths):
-        if path.suffix == ".npy":
-            if x_key or y_key:
-                raise UserError(f"{path} holds one array, without keys; leave --x-key and --y-key out")
-            files.append(open_npy(path))
-        elif path.suffix in HDF5:
-            files.append(open_hdf5(path, x_key, y_key))
-        else:
-            files.append(open_npz(path, scratch / f"unpacked-{number:05d}", x_key, y_key))
-    width = max(file.shape[1] for file in files)
-    for file in files:
-        _check(file)
-        if bool(file.csr) != bool(files[0].csr):
-            raise UserError(f"{file.path} and {files[0].path} differ: one is sparse, the other is not")
-        if file.shape[1] != width and not file.csr:
-            raise UserError(f"{file.path} has {file.shape[1]:,} features, another file {width:,}")
-    labels, column = _label(files, label, width)
-    width -= column is not None
-    if features is not None and (features < width or not files[0].csr) and features != width:
-        raise UserError(f"--features {features:,} does not fit: {files[0].path} has {width:,}")
-    if width < 1:
-        raise UserError(f"{files[0].path} has no features")
-    return ArrayRows(files, labels, column, max(width, features or 0))
-
-
-def _check(file: StoredMatrix) -> None:
-    """Raise `UserError` when the arrays of a file are no numbers, or do not fit each other."""
-    for array in file.arrays:
-        whole = array in (file.csr.get("indices"), file.csr.get("indptr"))
-        if array.dtype.kind not in ("iu" if whole else "fiub") or array.dtype.itemsize > 8:
-            raise UserError(f"{array.name} holds {array.dtype}; it must hold "
-                            + ("integers" if whole else "integers or floats of at most 64 bits"))
-    rows = file.shape[0]
-    if file.csr:
-        data, indices, indptr = (file.csr[part] for part in CSR_PARTS)
-        if len(indptr.shape) != 1 or indptr.shape[0] != rows + 1 or len(data.shape) != 1 or data.shape != indices.shape:
-            raise UserError(f"{file.path} is no CSR matrix of {rows:,} rows: data {data.shape}, indices "
-                            f"{indices.shape}, indptr {indptr.shape}")
-    if file.y is not None:
-        _check_labels(file.y, rows)
-
-
-def _check_labels(y: StoredArray, rows: int) -> None:
-    if y.shape not in ((rows,), (rows, 1)):
-        raise UserError(f"{y.name} has the shape {tuple(y.shape)}; {rows:,} rows need as many labels")
-    if y.dtype.kind not in "fiub" or y.dtype.itemsize > 8:
-        raise UserError(f"{y.name} holds {y.dtype}; labels must be integers or floats of at most 64 bits")
-
-
-def _label(files: Sequence[StoredMatrix], label: str | None, width: int) -> tuple[StoredArray | None, int | None]:
-    """Return where the labels are: an array of their own, or a column of X, or neither (in each file)."""
-    if label is None:
-        for file in files:
-            if file.y is None:
-                raise UserError(f"--label is needed: {file.path} has no 'y'; give a column's number, or a .npy file"
-                                + ("" if file.path.suffix == ".npy" else ", or --y-key"))
-        return None, None
-    if label.endswith(".npy"):
-        labels = open_array(Path(label))
-        _check_labels(labels, sum(file.shape[0] for file in files))
-        return labels, None
-    if files[0].csr:
-        raise UserError(f"--label {label}: the label of a sparse matrix must be a .npy file, or --y-key")
-    try:
-        column = int(label)
-    except ValueError:
-        column = width
-    if not -width <= column < width:
-        raise UserError(f"--label {label}: it must be a .npy file or the number of a column, 0 … {width - 1:,}")
-    return None, column % width

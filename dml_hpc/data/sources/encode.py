@@ -11,8 +11,9 @@ import numpy as np
 from dml_hpc.data.csr import Csr, index_dtype
 from dml_hpc.data.manifest import Column
 from dml_hpc.data.sources.holdout import joined
-from dml_hpc.data.sources.source import About
+from dml_hpc.data.sources.source import About, with_weight
 from dml_hpc.data.sources.spool import Spooled, open_spooled
+from dml_hpc.data.statistics import MOST_COUNTED
 
 ROWS_AT_ONCE = 512
 """Columns are written into this many rows at a time, which stay in the processor's cache meanwhile."""
@@ -40,8 +41,9 @@ class Encoder:
     With ``hash_bits`` every feature is one of 2^``hash_bits`` instead, by the hash of its name, which may change its
     sign too (`dml_hpc.kernels.hashing.hash_words`): that of a numeric column's name, of ``name=value`` for a category,
     and of ``name=word`` for each word of a text, which counts how often it occurs. ``fill`` holds, by column name, what
-    a missing number becomes. ``features`` is their number, ``names`` theirs (None when hashed), ``numeric``
-    (features,) bool says which come from numbers, ``first`` is the first feature of each column that is not hashed.
+    a missing number becomes. ``features`` is their number, ``names`` theirs (None when hashed), ``numeric`` (features,)
+    bool says which come from numbers (None: there are too many to say), ``first`` is the first feature of each column
+    that is not hashed.
     """
 
     def __init__(self, columns: Sequence[Column], fill: Mapping[str, float], hash_bits: int | None = None):
@@ -58,8 +60,10 @@ class Encoder:
                     if column.categories is not None else [column.name]
         self.features = len(self.names) if self.names is not None else 1 << (hash_bits or 0)
         self._numbers = {column.name: self._number(column.name) for column in self.columns if column.kind == "numeric"}
-        self.numeric = np.zeros(self.features, bool)
-        self.numeric[[feature for feature, _ in self._numbers.values()]] = True
+        self.numeric: np.ndarray | None = None
+        if self.features <= MOST_COUNTED:
+            self.numeric = np.zeros(self.features, bool)
+            self.numeric[[feature for feature, _ in self._numbers.values()]] = True
         self._known = {column.name: {word: self.first[column.name] + i for i, word in enumerate(column.categories)}
                        for column in self.columns if hash_bits is None and column.categories is not None}
 
@@ -88,7 +92,7 @@ class Encoder:
 
     def dense(self, batch: Any, words: Mapping[str, Words], start: int, stop: int, out: np.ndarray) -> None:
         """Write rows ``start`` … ``stop`` − 1 of a spool's file into ``out`` (stop − start, features); not hashed."""
-        if self.numeric.sum() < self.features:
+        if len(self._numbers) < self.features:
             out.fill(0)
         numbers, codes = self._columns(batch, words, start, stop)
         places = np.arange(len(out))
@@ -176,11 +180,12 @@ def _hashed(prefix: str, words: Any, bits: int) -> Words:
 class TableRows:
     """The rows of a spool, encoded as they are read: a `RowSource`.
 
-    ``label_words`` are the words for the labels 0, 1, … where the label is a word; ``kind`` "dense" or "csr".
+    ``label_words`` are the words for the labels 0, 1, … where the label is a word; ``kind`` "dense" or "csr";
+    ``weight`` the column of weights, if any.
     """
 
     def __init__(self, files: Sequence[Spooled], encoder: Encoder, kind: str, label: str,
-                 label_words: Sequence[str] | None, about: About, dtype: str):
+                 label_words: Sequence[str] | None, about: About, dtype: str, weight: str | None = None):
         self.kind = kind
         self.features = encoder.features
         self.about = about
@@ -188,7 +193,7 @@ class TableRows:
         self._firsts = np.concatenate([[0], np.cumsum([entry.rows for entry in self._files])]).astype(np.int64)
         self.rows = int(self._firsts[-1])
         self._encoder = encoder
-        self._label = label
+        self._label, self._weight = label, weight
         self._codes = {word: float(i) for i, word in enumerate(label_words)} if label_words is not None else None
         self._dtype = np.dtype(dtype)
         self._open: OrderedDict[int, tuple[Any, dict[str, Words], np.ndarray]] = OrderedDict()
@@ -196,7 +201,7 @@ class TableRows:
     def read(self, start: int, stop: int) -> tuple[np.ndarray | Csr, np.ndarray]:
         """Return rows ``start`` … ``stop`` − 1; see `RowSource`."""
         parts: list[np.ndarray | Csr] = []
-        labels = [np.empty(0)]
+        labels = [with_weight(np.empty(0), None if self._weight is None else np.empty(0))]
         X = np.empty((stop - start, self.features), self._dtype) if self.kind == "dense" else None
         number = int(np.searchsorted(self._firsts, start, side="right")) - 1
         done = start
@@ -229,6 +234,7 @@ class TableRows:
             else:
                 y = np.array([self._codes.get(word, np.nan) for word in column.dictionary.to_pylist()])
                 y = y[column.indices.to_numpy()]
+            y = with_weight(y, None if self._weight is None else batch.column(self._weight).to_numpy())
             self._open[number] = batch, self._encoder.words(batch), y
             if len(self._open) > MOST_OPEN:
                 self._open.popitem(last=False)

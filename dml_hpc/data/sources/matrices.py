@@ -44,16 +44,16 @@ def is_matrix(path: Path) -> bool:
 
 
 def open_matrix(comm: Intracomm | Alone, paths: Sequence[Path], scratch: Path, *, label: str | None = None,
-                x_key: str | None = None, y_key: str | None = None, features: int | None = None,
-                hash_bits: int | None = None, dtype: str = "float32", zero_based: bool | None = None,
-                holdout: float = 0.0, seed: int = 0, fill: np.ndarray | None = None,
-                bar: Progress | None = None) -> RowSource:
+                x_key: str | None = None, y_key: str | None = None, weight: str | None = None,
+                weight_key: str | None = None, features: int | None = None, hash_bits: int | None = None,
+                dtype: str = "float32", zero_based: bool | None = None, holdout: float = 0.0, seed: int = 0,
+                fill: np.ndarray | None = None, bar: Progress | None = None) -> RowSource:
     """Collective: open files of one format as rows, one file after the other.
 
     ``scratch`` is a folder that all ranks share and that stays until the last read. See `open_libsvm` for LIBSVM
     (``features``, ``hash_bits``, ``dtype``, ``zero_based``) and `open_arrays` for the others (``label``, ``x_key``,
-    ``y_key``, ``features``, ``holdout``, ``seed``, ``fill``). Raises `AgreedError` for what is missing, does not fit,
-    has no rows, or for an option that the format does not have.
+    ``y_key``, ``weight``, ``weight_key``, ``features``, ``holdout``, ``seed``, ``fill``). Raises `AgreedError` for what
+    is missing, does not fit, has no rows, or for an option that the format does not have.
     """
     with agreed(comm):
         for path in paths:
@@ -63,8 +63,8 @@ def open_matrix(comm: Intracomm | Alone, paths: Sequence[Path], scratch: Path, *
         if len(kinds) > 1:
             raise UserError(f"{' and '.join(map(str, kinds.values()))} are of different formats; import one at a time")
         kind = next(iter(kinds))
-        refused = ({"--label": label, "--x-key": x_key, "--y-key": y_key} if kind == "libsvm"
-                   else {"--hash-bits": hash_bits})
+        refused = ({"--label": label, "--x-key": x_key, "--y-key": y_key, "--weight": weight,
+                    "--weight-key": weight_key} if kind == "libsvm" else {"--hash-bits": hash_bits})
         for option, value in refused.items():
             if value is not None:
                 raise UserError(f"{option} is not for {paths[0].name}: " + (
@@ -77,10 +77,10 @@ def open_matrix(comm: Intracomm | Alone, paths: Sequence[Path], scratch: Path, *
         rows = open_libsvm(comm, paths, scratch, features=features, hash_bits=hash_bits, dtype=dtype,
                            zero_based=zero_based, bar=bar)
     else:
-        from dml_hpc.data.sources.arrays import open_arrays
+        from dml_hpc.data.sources.array_opening import open_arrays
 
-        rows = open_arrays(comm, paths, scratch, label=label, x_key=x_key, y_key=y_key, features=features,
-                           holdout=holdout, seed=seed, fill=fill, bar=bar)
+        rows = open_arrays(comm, paths, scratch, label=label, x_key=x_key, y_key=y_key, weight=weight,
+                           weight_key=weight_key, features=features, holdout=holdout, seed=seed, fill=fill, bar=bar)
     with agreed(comm):
         if not rows.rows:
             raise UserError(f"{paths[0]} has no rows")

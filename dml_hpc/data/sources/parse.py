@@ -17,7 +17,7 @@ MOST_BATCH_ROWS = 1 << 20
 class Wanted(NamedTuple):
     """The columns that are read: ``numbers``, ``words``, which are categories, and ``texts`` of many words.
 
-    ``label`` is one of the first two; ``kinds`` say what the first file's columns hold.
+    ``label`` is one of the first two, ``weight`` one of the first; ``kinds`` say what the first file's columns hold.
     """
 
     numbers: list[str]
@@ -25,6 +25,7 @@ class Wanted(NamedTuple):
     texts: list[str]
     label: str
     kinds: Mapping[str, str]
+    weight: str | None = None
 
     @property
     def names(self) -> list[str]:
@@ -35,12 +36,12 @@ class Wanted(NamedTuple):
 class Parsed(NamedTuple):
     """Some rows of a file as a pyarrow table, the bytes of the file they took, and how many rows came before them.
 
-    These are counted for Parquet only, where ``table`` is still to be checked.
+    These are not counted (None) where a piece of plain CSV was cut; see `rows_before`.
     """
 
     table: Any
     bytes: int
-    before: int = 0
+    before: int | None = None
 
 
 def parsed(source: Source, piece: Piece, wanted: Wanted) -> Iterator[Parsed]:
@@ -55,7 +56,7 @@ def parsed(source: Source, piece: Piece, wanted: Wanted) -> Iterator[Parsed]:
         with readable(source.path), source.path.open("rb", buffering=0) as file:
             file.seek(piece.start)
             text = file.read(piece.stop - piece.start)
-        table = _table(text, source, _types(wanted), piece.start == 0, lambda: _rows_before(source, piece.start))
+        table = _table(text, source, _types(wanted), piece.start == 0, lambda: rows_before(source, piece.start))
         yield Parsed(table, len(text))
     else:
         yield from _packed(source, wanted)
@@ -78,7 +79,7 @@ def _packed(source: Source, wanted: Wanted) -> Iterator[Parsed]:
     with readable(source.path), open_text(source.path, source.form) as (stream, tell):
         for number, text in enumerate(_whole_rows(stream)):
             table = _table(text, source, types, number == 0, lambda rows=rows: rows)  # type: ignore[misc]
-            yield Parsed(table, tell() - done)
+            yield Parsed(table, tell() - done, rows)
             rows, done = rows + table.num_rows, tell()
 
 
@@ -109,7 +110,7 @@ def _table(text: bytes, source: Source, types: Mapping[str, Any], header: bool, 
             return read(False)
 
 
-def _rows_before(source: Source, stop: int) -> int:
+def rows_before(source: Source, stop: int) -> int:
     """Return how many rows a CSV file holds before byte ``stop``, where one begins."""
     first = next(iter(source.kinds))
     rows = 0

@@ -11,7 +11,7 @@ from dml_hpc.data.csr import Csr
 from dml_hpc.data.dataset import Dataset
 from dml_hpc.data.manifest import Column
 from dml_hpc.data.sources.holdout import BLOCK_ROWS, draws, joined
-from dml_hpc.data.sources.source import About, RowSource
+from dml_hpc.data.sources.source import About, RowSource, with_weight
 from dml_hpc.errors import UserError
 from dml_hpc.watch import progressed
 
@@ -28,8 +28,9 @@ class DatasetRows:
         self.about = About(
             feature_names=manifest.feature_names, numeric=None if figures is None else figures.numeric,
             missing=None if figures is None else figures.missing, columns=manifest.columns, label=manifest.label.name,
-            label_names=manifest.label.names, label_missing=manifest.label.missing, hash_bits=manifest.hash_bits,
-            users=manifest.users, label_values=manifest.label.values if dataset.is_imported else None,
+            label_names=manifest.label.names, label_missing=manifest.label.missing, weighted=dataset.weighted,
+            hash_bits=manifest.hash_bits, users=manifest.users,
+            label_values=manifest.label.values if dataset.is_imported else None,
             source={name: said for name, said in manifest.source.items() if name not in ("foreign", "chunk_rows")})
         self.dataset = dataset
 
@@ -41,9 +42,7 @@ class DatasetRows:
             X, y = self._read(number, begin, begin + last - first)
             parts.append(X)
             labels.append(y)
-        if not parts:
-            return _no_rows(self), np.empty(0)
-        return joined(parts), np.concatenate(labels)
+        return (joined(parts), np.concatenate(labels)) if parts else _no_rows(self)
 
     def _read(self, number: int, start: int, stop: int) -> tuple[np.ndarray | Csr, np.ndarray]:
         if self.kind == "ratings":
@@ -56,7 +55,8 @@ class DatasetRows:
             self._check_pairs(number, start, pairs)
             return pairs, given.astype(np.float64)
         rows = self.dataset.shard(number)
-        return _floats(rows.block(start, stop), self.dataset.manifest.dtype), rows.y(start, stop).astype(np.float64)
+        y = with_weight(rows.y(start, stop).astype(np.float64), rows.weight(start, stop))
+        return _floats(rows.block(start, stop), self.dataset.manifest.dtype), y
 
     def _check_pairs(self, number: int, start: int, pairs: np.ndarray) -> None:
         bad = np.flatnonzero(((pairs < 0) | (pairs >= [self.about.users or 0, self.features])).any(axis=1))
@@ -85,10 +85,11 @@ def _floats(X: np.ndarray | Csr, dtype: str) -> np.ndarray | Csr:
     return Csr(X.data.astype(dtype), X.indices, X.indptr, X.features) if isinstance(X, Csr) else X.astype(dtype)
 
 
-def _no_rows(source: RowSource) -> np.ndarray | Csr:
+def _no_rows(source: RowSource) -> tuple[np.ndarray | Csr, np.ndarray]:
+    y = with_weight(np.empty(0), np.empty(0) if source.about.weighted else None)
     if source.kind == "csr":
-        return Csr(np.empty(0), np.empty(0, np.int32), np.zeros(1, np.int64), source.features)
-    return np.empty((0, 2), np.int64) if source.kind == "ratings" else np.empty((0, source.features))
+        return Csr(np.empty(0), np.empty(0, np.int32), np.zeros(1, np.int64), source.features), y
+    return (np.empty((0, 2), np.int64) if source.kind == "ratings" else np.empty((0, source.features))), y
 
 
 class Merged:
@@ -108,13 +109,14 @@ class Merged:
                 X, y = source.read(max(start, low) - low, min(stop, high) - low)
                 parts.append(X)
                 labels.append(y)
-        return (joined(parts), np.concatenate(labels)) if parts else (_no_rows(self), np.empty(0))
+        return (joined(parts), np.concatenate(labels)) if parts else _no_rows(self)
 
 
 def merged(sources: Sequence[DatasetRows]) -> Merged:
     """Return the rows of data sets as one source; counts of what was missing add up.
 
-    Raises `UserError` when they differ in kind, features, columns, or the words for their labels.
+    Raises `UserError` when they differ in kind, features, columns, or the words for their labels, or only some have
+    weights.
     """
     first = sources[0]
     for other in sources[1:]:
@@ -136,6 +138,9 @@ def merged(sources: Sequence[DatasetRows]) -> Merged:
 
 def _check_same(first: DatasetRows, other: DatasetRows) -> None:
     here, there = first.dataset.path, other.dataset.path
+    if first.about.weighted != other.about.weighted:
+        raise UserError(f"{here} and {there} do not fit together: the rows of only one have weights; import the other "
+                        "with --weight")
 
     def described(columns: list[Column]) -> list[Column]:
         return [replace(column, missing=0) for column in columns]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from bisect import bisect_left
@@ -34,8 +35,8 @@ FIRST_ROWS = 16
 class _Block(NamedTuple):
     """Rows of the source, sorted by destination, in the file of ``rank`` from byte ``offset`` on.
 
-    There lie, one after the other: destinations (rows,) int64, y (rows,) float64, for CSR indptr (rows + 1,) int64
-    from 0, the entries' values, for CSR their columns, and zeros up to a multiple of eight bytes.
+    There lie, one after the other: destinations (rows,) int64, y (rows,) or (rows, 2) float64, for CSR indptr (rows +
+    1,) int64 from 0, the entries' values, for CSR their columns, and zeros up to a multiple of eight bytes.
     """
 
     rank: int
@@ -45,11 +46,20 @@ class _Block(NamedTuple):
 
 
 class _Types(NamedTuple):
-    """How rows are stored: the type of values, of columns (None: dense), and how many values a dense row has."""
+    """How rows are stored: the type of values, of columns (None: dense), and how many values a dense row has.
+
+    ``y`` is the shape of what `RowSource.read` gives as y for one row: (), or (2,) with a weight.
+    """
 
     data: np.dtype
     indices: np.dtype | None
     width: int
+    y: tuple[int, ...]
+
+    @property
+    def y_bytes(self) -> int:
+        """Return how much y takes for one row."""
+        return 8 * math.prod(self.y)
 
 
 class _Rows(NamedTuple):
@@ -77,7 +87,7 @@ class ShuffledRows:
         self._blocks = blocks
         self._types = types
         per_entry = types.data.itemsize + (types.indices.itemsize if types.indices else 0)
-        stored_bytes = 24 * self.rows + per_entry * sum(block.entries for block in blocks)
+        stored_bytes = (16 + types.y_bytes) * self.rows + per_entry * sum(block.entries for block in blocks)
         self._bucket_rows = max(1, bucket_bytes * self.rows // stored_bytes)
         self._loaded: tuple[int, np.ndarray | Csr, np.ndarray] | None = None
 
@@ -104,7 +114,7 @@ class ShuffledRows:
 
     def _load_dense(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         X = np.empty((max(0, last - first), self._types.width), self._types.data)
-        y = np.empty(len(X))
+        y = np.empty((len(X), *self._types.y))
         for rows in self._found(first, last):
             places = rows.destinations - first
             X[places] = rows.data.reshape(len(places), self._types.width)
@@ -115,7 +125,7 @@ class ShuffledRows:
         from dml_hpc.kernels.rows import place_rows
 
         assert self._types.indices is not None
-        y = np.empty(max(0, last - first))
+        y = np.empty((max(0, last - first), *self._types.y))
         indptr = np.zeros(len(y) + 1, np.int64)
         for rows in self._found(first, last, entries=False):
             places = rows.destinations - first
@@ -177,10 +187,10 @@ def shuffled(comm: Intracomm | Alone, source: RowSource, seed: int, scratch: Pat
 
 
 def _types(source: RowSource) -> _Types:
-    X, _ = source.read(0, min(1, source.rows))
+    X, y = source.read(0, min(1, source.rows))
     if isinstance(X, Csr):
-        return _Types(X.dtype, X.indices.dtype, 0)
-    return _Types(X.dtype, None, X.shape[1])
+        return _Types(X.dtype, X.indices.dtype, 0, y.shape[1:])
+    return _Types(X.dtype, None, X.shape[1], y.shape[1:])
 
 
 def _file(scratch: Path, rank: int) -> Path:
@@ -236,7 +246,7 @@ def _read(file: IO[bytes], block: _Block, start: int, stop: int, types: _Types, 
         return np.fromfile(file, dtype, end - begin)
 
     y_at = block.offset + 8 * block.rows
-    indptr_at = y_at + 8 * block.rows
+    indptr_at = y_at + types.y_bytes * block.rows
     data_at = indptr_at + (8 * (block.rows + 1) if types.indices else 0)
     indices_at = data_at + block.entries * types.data.itemsize
     indptr, indices = np.empty(0, np.int64), np.empty(0, np.int32)
@@ -245,5 +255,7 @@ def _read(file: IO[bytes], block: _Block, start: int, stop: int, types: _Types, 
         indptr = part(indptr_at, start, stop + 1, np.int64)
         first, last = indptr[[0, -1]].tolist() if entries else (0, 0)
         indices = part(indices_at, first, last, types.indices)
-    return _Rows(part(block.offset, start, stop, np.int64), part(y_at, start, stop, np.float64), indptr - first,
+    numbers = math.prod(types.y)
+    y = part(y_at, numbers * start, numbers * stop, np.float64).reshape(stop - start, *types.y)
+    return _Rows(part(block.offset, start, stop, np.int64), y, indptr - first,
                  part(data_at, first, last, types.data), indices)

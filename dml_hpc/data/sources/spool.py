@@ -12,7 +12,7 @@ import numpy as np
 from dml_hpc.console import Progress
 from dml_hpc.data.sources.columns import as_numbers, as_tokens, as_words
 from dml_hpc.data.sources.cuts import Piece, cut
-from dml_hpc.data.sources.parse import Parsed, Wanted, parsed
+from dml_hpc.data.sources.parse import Parsed, Wanted, parsed, rows_before
 from dml_hpc.data.sources.tables import Source, TextError, load_pyarrow
 from dml_hpc.errors import UserError
 from dml_hpc.mpi import Alone, agreed
@@ -36,10 +36,11 @@ def spool(comm: Intracomm | Alone, sources: Sequence[Source], wanted: Wanted, dt
           piece_bytes: int, bar: Progress | None = None) -> list[Spooled]:
     """Collective: parse every source once into files in ``folder``; return them in the order of their rows.
 
-    Rows without a label are left out. A column of numbers is float64 with NaN where a value is missing (float32
-    where ``dtype`` has no more digits; a numeric label is always float64), one of words dictionary-coded, one of text
-    lists of such. Neither the files nor their contents depend on the number of ranks. Raises `AgreedError` for what
-    cannot be read, text among numbers, and numbers that are infinite or too large for ``dtype``.
+    Rows without a label are left out. A column of numbers is float64 with NaN where a value is missing (float32 where
+    ``dtype`` has no more digits; a numeric label and a weight are always float64), one of words dictionary-coded, one
+    of text lists of such. Neither the files nor their contents depend on the number of ranks. Raises `AgreedError` for
+    what cannot be read, text among numbers, numbers that are infinite or too large for ``dtype``, and weights that are
+    missing or negative.
     """
     pieces = cut(comm, sources, piece_bytes)
     written: list[Spooled] = []
@@ -77,14 +78,17 @@ def _write(source: Source, piece: Piece, part: int, rows: Parsed, wanted: Wanted
     read = table.num_rows
     plain: dict[str, Any] = {}
     if wanted.label in wanted.numbers:
-        label = as_numbers(table.column(wanted.label), wanted.label, source.path, rows.before)
+        label = as_numbers(table.column(wanted.label), wanted.label, source.path, rows.before or 0)
         present = pa.compute.invert(pa.compute.is_nan(label))
     else:
         label = as_words(table.column(wanted.label))
         present = label.is_valid()
+    if wanted.weight is not None:
+        _check_weight(source, piece, rows, wanted.weight, present)
     # The other columns first: an error among them counts even where the row has no label.
     for name in wanted.numbers:
-        plain[name] = label if name == wanted.label else as_numbers(table.column(name), name, source.path, rows.before)
+        plain[name] = label if name == wanted.label else as_numbers(table.column(name), name, source.path,
+                                                                             rows.before or 0)
     for name in wanted.words:
         plain[name] = label if name == wanted.label else as_words(table.column(name))
     for name in wanted.texts:
@@ -93,12 +97,24 @@ def _write(source: Source, piece: Piece, part: int, rows: Parsed, wanted: Wanted
     if kept < read:
         plain = {name: column.filter(present) for name, column in plain.items()}
     for name in wanted.numbers:
-        plain[name] = pa.array(_stored(plain[name], name, source, "float64" if name == wanted.label else dtype))
+        exact = name in (wanted.label, wanted.weight)
+        plain[name] = pa.array(_stored(plain[name], name, source, "float64" if exact else dtype))
     if kept:
         stored = pa.RecordBatch.from_arrays(list(plain.values()), list(plain))
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, stored.schema) as writer:
             writer.write_batch(stored)
     return Spooled(piece, part, path, kept, read)
+
+
+def _check_weight(source: Source, piece: Piece, rows: Parsed, name: str, present: Any) -> None:
+    """Raise `UserError` for a weight that is missing, negative or infinite, in a row that is ``present``."""
+    weight = as_numbers(rows.table.column(name), name, source.path, rows.before or 0).to_numpy(zero_copy_only=False)
+    bad = np.flatnonzero(~(np.isfinite(weight) & (weight >= 0)) & present.to_numpy(zero_copy_only=False))
+    if len(bad):
+        before = rows_before(source, piece.start) if rows.before is None else rows.before
+        value = "missing" if np.isnan(weight[bad[0]]) else f"{weight[bad[0]]:g}"
+        raise UserError(f"row {before + int(bad[0]) + 1:,} of {source.path}: its weight ('{name}') is {value}; weights "
+                        "are finite and at least 0: mend it or leave the row out")
 
 
 def _stored(values: Any, name: str, source: Source, dtype: str) -> np.ndarray:

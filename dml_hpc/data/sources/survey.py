@@ -93,7 +93,7 @@ def _survey_file(batch: Any, wanted: Wanted, listed: set[str], known: Mapping[st
     found.rows[1] = 0 if held is None else np.count_nonzero(held)
     found.rows[0] = batch.num_rows - found.rows[1]
     for name in wanted.numbers:
-        if name != wanted.label:
+        if name not in (wanted.label, wanted.weight):
             values = batch.column(name).to_numpy()
             figures = [count_and_mean(values[part]) for part in parts]
             found.count[name], found.mean[name] = figures[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -42,6 +42,7 @@ class Plan(NamedTuple):
     """What is read, and what is settled before any row is: by the options, or by another data set ``like``.
 
     ``fill`` None: the means of the training rows. ``label_names`` None: those that the rows have, if it is a word.
+    ``weight`` is the column of what each row counts, None: 1.
     """
 
     table: Table
@@ -52,6 +53,7 @@ class Plan(NamedTuple):
     label_names: list[str] | None = None
     fill: dict[str, float] | None = None
     like: Path | None = None
+    weight: str | None = None
 
     @property
     def wanted(self) -> Wanted:
@@ -60,7 +62,8 @@ class Plan(NamedTuple):
         for column in self.columns:
             names[column.kind].append(column.name)
         names["categorical" if self.label_is_word else "numeric"].append(self.label)
-        return Wanted(names["numeric"], names["categorical"], names["text"], self.label, self.table.kinds)
+        names["numeric"] += [] if self.weight is None else [self.weight]
+        return Wanted(names["numeric"], names["categorical"], names["text"], self.label, self.table.kinds, self.weight)
 
 
 class Prepared(NamedTuple):
@@ -73,19 +76,21 @@ class Prepared(NamedTuple):
     unseen_categories: int
 
 
-def planned(table: Table, label: str, chosen: Columns) -> Plan:
+def planned(table: Table, label: str, weight: str | None, chosen: Columns) -> Plan:
     """Return the plan for a table and the columns chosen; raises `UserError` for what does not fit."""
     for name in (label, *chosen.categorical, *chosen.numeric, *chosen.text, *chosen.drop):
         table.check_column(name)
     named = Counter([*chosen.categorical, *chosen.numeric, *chosen.text, *chosen.drop])
     if label in named:
         raise UserError(f"'{label}' is the label; take it out of --categorical, --numeric, --text and --drop")
+    _check_weight(table, label, weight, named)
     twice = [name for name, count in named.items() if count > 1]
     if twice:
         raise UserError(f"column '{twice[0]}' is named twice in --categorical, --numeric, --text and --drop")
     if chosen.text and chosen.hash_bits is None:
         raise UserError("--text needs --hash-bits: words become features by their hash; --hash-bits 18 is usual")
-    some = {*chosen.categorical, *chosen.numeric, *chosen.text} or table.kinds.keys() - {label, *chosen.drop}
+    some = {*chosen.categorical, *chosen.numeric, *chosen.text} or \
+        table.kinds.keys() - {label, weight, *chosen.drop}
     columns = []
     for name, kind in table.kinds.items():
         if name in chosen.text:
@@ -97,10 +102,10 @@ def planned(table: Table, label: str, chosen: Columns) -> Plan:
         raise UserError(f"{table.name} has no column but the label and those dropped: there are no features")
     _check_kinds(table, columns, label)
     names = ["false", "true"] if table.kinds[label] == BOOLEAN else None
-    return Plan(table, columns, label, table.kinds[label] == TEXT, chosen.hash_bits, names)
+    return Plan(table, columns, label, table.kinds[label] == TEXT, chosen.hash_bits, names, weight=weight)
 
 
-def planned_like(table: Table, label: str, like: Path, manifest: Manifest) -> Plan:
+def planned_like(table: Table, label: str, weight: str | None, like: Path, manifest: Manifest) -> Plan:
     """Return the plan that gives a table the features of the data set ``like``; raises `UserError` if it cannot."""
     if not manifest.columns:
         raise UserError(f"{like} was not imported from a table, its features are no columns; leave out --like")
@@ -109,13 +114,26 @@ def planned_like(table: Table, label: str, like: Path, manifest: Manifest) -> Pl
     if any(column.name == label for column in manifest.columns):
         raise UserError(f"'{label}' is a feature column of {like}; choose another --label")
     _check_kinds(table, manifest.columns, label)
+    _check_weight(table, label, weight, [column.name for column in manifest.columns])
     names = manifest.label.names
     fill = dict(manifest.source.get("fill", {}))
     if manifest.feature_names is not None and manifest.statistics is not None:
         means = dict(zip(manifest.feature_names, manifest.statistics.mean.tolist(), strict=True))
         fill = {**{column.name: means[column.name] for column in manifest.columns if column.kind == "numeric"}, **fill}
     as_number = names is None or (names == ["false", "true"] and table.kinds[label] == BOOLEAN)
-    return Plan(table, manifest.columns, label, not as_number, manifest.hash_bits, names, fill, like)
+    return Plan(table, manifest.columns, label, not as_number, manifest.hash_bits, names, fill, like, weight)
+
+
+def _check_weight(table: Table, label: str, weight: str | None, features: Collection[str]) -> None:
+    if weight is None:
+        return
+    table.check_column(weight)
+    if weight == label or weight in features:
+        raise UserError(f"'{weight}' is the weight; it cannot be the label or a feature, or be dropped, too")
+    for source in table.sources:
+        if source.kinds[weight] not in (NUMERIC, BOOLEAN):
+            raise UserError(f"the weight column '{weight}' of {source.path} holds {source.kinds[weight]}; name a "
+                            "column of numbers")
 
 
 def _check_kinds(table: Table, columns: Sequence[Column], label: str) -> None:
@@ -158,7 +176,8 @@ def prepare(comm: Intracomm | Alone, plan: Plan, scratch: Path, *, holdout: floa
         encoder = _encoder(plan, found)
         names = _label_names(plan, found)
         about = [_about(plan, encoder, found, names, read, part) for part in (0, 1)]
-        rows = TableRows(files, encoder, kind, plan.label, names if plan.label_is_word else None, about[0], dtype)
+        rows = TableRows(files, encoder, kind, plan.label, names if plan.label_is_word else None, about[0], dtype,
+                         plan.weight)
     features = [column.name for column in plan.columns]
     return Prepared(rows, about, read, int(sum(found.missing[name].sum() for name in features)),
                     int(sum(pair.sum() for pair in found.unseen.values())))
@@ -202,6 +221,7 @@ def _about(plan: Plan, encoder: Encoder, found: Survey, names: list[str] | None,
         feature_names=encoder.names, numeric=encoder.numeric, missing=missing, hash_bits=encoder.hash_bits,
         columns=[dataclasses.replace(column, missing=gaps[column.name]) for column in encoder.columns],
         label=plan.label, label_names=names, label_missing=read - int(found.rows.sum()),
-        source={"rows_read": read, "fill": encoder.fill,
+        weighted=plan.weight is not None,
+        source={**({} if plan.weight is None else {"weight": plan.weight}), "rows_read": read, "fill": encoder.fill,
                 "fill_from": f"the data set {plan.like}" if plan.like else "the means of the training rows",
                 "unseen": {name: int(pair[part]) for name, pair in found.unseen.items()}})

@@ -6,6 +6,7 @@ Every random number is a pure function of (seed, purpose, place); see `dml_hpc.k
 from __future__ import annotations
 
 import math
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ SIGNAL = 2.0
 TRUTH_ROWS = 100_000
 TRUTH_ENTRIES = 1 << 24
 """How many rows and entries the least possible losses are estimated on."""
+NORM_BLOCK = 1 << 16
 PIECE_WORDS = 1 << 20
 """About how many words are drawn, and sorted, at once."""
 
@@ -40,7 +42,8 @@ class Model:
         fill_normals(stream(seed, WEIGHTS), 0, 1.0, self.weights.reshape(-1))
         fill_normals(stream(seed, BIAS), 0, 0.5, self.bias)
         for row in self.weights:
-            row *= size / math.sqrt(math.fsum(row * row))
+            blocks = (row[start:start + NORM_BLOCK] for start in range(0, features, NORM_BLOCK))
+            row *= size / math.sqrt(math.fsum(chain.from_iterable((block * block).tolist() for block in blocks)))
         self._noise, self._key = noise, stream(seed, LABELS)
 
     def scores(self, rows: np.ndarray | Csr) -> np.ndarray:

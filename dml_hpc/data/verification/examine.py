@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dml_hpc.data.shard import Keys, open_ratings, open_shard
+from dml_hpc.data.shard import WEIGHT, Keys, open_ratings, open_shard
 from dml_hpc.data.statistics import Moments
 from dml_hpc.data.stored import StoredArray, open_file
 from dml_hpc.data.verification.examine_csr import examine_csr
@@ -47,7 +47,7 @@ def examine(path: Path, expected: Expected) -> Findings:
     if not found.faults:
         try:  # as whoever reads the rows will
             shard = open_ratings(path) if found.kind == "ratings" else \
-                open_shard(path, Keys(expected.x_key, expected.y_key), expected.features)
+                open_shard(path, Keys(expected.x_key, expected.y_key, expected.weight_key), expected.features)
             shard.close()
         except UserError as error:
             found.add("file", without_path(path, error))
@@ -105,11 +105,14 @@ def _label_and_weight(path: Path, file: Any, expected: Expected, found: Findings
         compare_rows(found, name, y)
         compare_dtype(found, name, y, expected.dtype and label_dtype(expected.dtype))
         _column(y, name, found, expected.values)
-    if found.kind != "ratings" and "weight" in file:
-        weight = open_part(path, file, "weight", 1, found)
+    name = expected.weight_key or WEIGHT
+    if found.kind != "ratings" and (expected.weight_key is not None or name in file):
+        weight = open_part(path, file, name, 1, found)
         if weight is not None:
-            compare_rows(found, "weight", weight)
-            _column(weight, "weight", found, None, least=0)
+            compare_rows(found, name, weight)
+            if expected.weight_key is not None:
+                compare_dtype(found, name, weight, expected.dtype and label_dtype(expected.dtype))
+            _column(weight, name, found, None, least=0)
 
 
 def _column(part: StoredArray, name: str, found: Findings, values: list[float] | None,

@@ -25,7 +25,10 @@ class Fault(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """What a file should hold; None: whatever it says itself. ``moments``: the figures of its features are wanted."""
+    """What a file should hold; None: whatever it says itself. ``moments``: the figures of its features are wanted.
+
+    ``weight_key`` None: rows need no weights.
+    """
 
     kind: str | None = None
     rows: int | None = None
@@ -38,6 +41,7 @@ class Expected(NamedTuple):
     x_key: str = "X"
     y_key: str = "y"
     compressed: bool | None = None
+    weight_key: str | None = None
 
 
 @dataclass

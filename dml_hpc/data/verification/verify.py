@@ -11,7 +11,7 @@ import numpy as np
 
 from dml_hpc.console import Console, Progress
 from dml_hpc.data.manifest import FILE, Manifest, ShardEntry, read_manifest
-from dml_hpc.data.shard import Keys
+from dml_hpc.data.shard import WEIGHT, Keys
 from dml_hpc.data.statistics import Moments, Statistics
 from dml_hpc.data.verification.examine import examine
 from dml_hpc.data.verification.findings import Expected, Fault, Findings
@@ -85,7 +85,7 @@ def _plan(paths: Sequence[Path], keys: Keys | None) -> list[_Part]:
         if some is not None:
             return [*parts, some]
     keys = keys or Keys()
-    wanted = Expected(x_key=keys.x, y_key=keys.y or "y")
+    wanted = Expected(x_key=keys.x, y_key=keys.y or "y", weight_key=keys.weight)
     return [*parts, _Part([(path, wanted, None) for path in files])] if files else parts
 
 
@@ -99,7 +99,8 @@ def _folder(folder: Path, keys: Keys | None) -> _Part:
         problem = Problem(str(folder / FILE), "file", str(error).removeprefix(str(folder / FILE)).lstrip(": "))
         return _Part([(path, Expected(), None) for path in sorted(folder.glob("part-*.h5"))], problems=[problem])
     if keys is not None:
-        raise UserError(f"{folder} is a data set with a manifest; --x-key and --y-key are for files without one")
+        raise UserError(f"{folder} is a data set with a manifest; --x-key, --y-key and --weight-key are for "
+                            "files without one")
     listed = {entry.file for entry in manifest.shards}
     extra = [Problem(str(path), "file", "is not in the manifest")
              for path in sorted(folder.glob("part-*.h5")) if path.name not in listed]
@@ -122,7 +123,7 @@ def _shards(folder: Path, files: Sequence[Path]) -> _Part | None:
 def _expected(manifest: Manifest, entry: ShardEntry) -> Expected:
     return Expected(manifest.kind, entry.rows, manifest.features, entry.nonzeros, manifest.dtype, manifest.users,
                     manifest.label.values, manifest.statistics is not None,
-                    compressed=manifest.compression is not None)
+                    compressed=manifest.compression is not None, weight_key=WEIGHT if manifest.weighted else None)
 
 
 def _look(parts: list[_Part], work: list[tuple[int, int]], bar: Progress) -> _Looked:
