@@ -87,12 +87,83 @@ class BatchSize(click.ParamType):
         return self.fail(f"{value!r} is neither a positive number of rows nor 'full'", param, ctx)
 
 
+class Widths(click.ParamType):
+    """Widths of layers: ``128,64``."""
+
+    name = "N,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Return the widths."""
+        words = value.split(",") if isinstance(value, str) else [str(word) for word in value]
+        if not all(word.strip().isascii() and word.strip().isdigit() and 0 < int(word) < 1 << 31 for word in words):
+            self.fail(f"{value!r} are no widths of layers (such as 128,64)", param, ctx)
+        return tuple(int(word) for word in words)
+
+
+class ClassWeight(click.ParamType):
+    """What each class counts: ``balanced``, or ``0=1,1=5``."""
+
+    name = "balanced|VALUE=W,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | dict[float, float]:
+        """Return "balanced", or the weights by class value."""
+        if value == "balanced" or isinstance(value, dict):
+            return value
+        found = {}
+        for word in str(value).split(","):
+            try:
+                name, weight = (float(part) for part in word.split("="))
+            except ValueError:
+                self.fail(f"{word!r} is no weight of a class (such as 1=5)", param, ctx)
+            if not (math.isfinite(name) and math.isfinite(weight) and weight >= 0) or name in found:
+                self.fail(f"{word!r}: a class's weight is a number ≥ 0, given once", param, ctx)
+            found[name] = weight
+        return found
+
+
+class Contenders(click.ParamType):
+    """A list of algorithms with options of the verb ``verb``: ``sync,sync:optimizer=adam:step-size=0.01``."""
+
+    name = "ALGORITHM[:OPTION=VALUE…],…"
+
+    def __init__(self, verb: str):
+        self._verb = verb
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return (what was written, options by name) of each."""
+        if not isinstance(value, str):
+            return value
+        assert ctx is not None
+        root = ctx.find_root().command
+        assert isinstance(root, click.Group)
+        known = {option.opts[0].lstrip("-"): option for option in root.commands[self._verb].params
+                 if isinstance(option, click.Option)
+                 and option.name not in ("algorithm", "output", "trace", "overwrite")}
+        algorithm = next(option for option in root.commands[self._verb].params if option.name == "algorithm")
+        found = []
+        for word in (word.strip() for word in value.split(",")):
+            name, *settings = word.split(":")
+            changes = {"algorithm": algorithm.type.convert(name, param, ctx)}
+            for setting in settings:
+                key, equals, text = setting.partition("=")
+                if key not in known or (not equals and not known[key].is_flag):
+                    self.fail(f"{setting!r} in {word!r} is no option of {self._verb}{did_you_mean(key, known)}", param,
+                              ctx)
+                option = known[key]
+                changes[str(option.name)] = click.BOOL.convert(text or "true", param, ctx) if option.is_flag else \
+                    option.type.convert(text, param, ctx)
+            found.append((word, changes))
+        return tuple(found)
+
+
 def fits(parameter: click.Option, value: Any) -> bool:
     """Say whether a TOML value is of the kind an option takes; click itself would make 2 of 2.5 and 1 of true."""
     if parameter.is_flag:
         return isinstance(value, bool)
     if isinstance(parameter.type, Names):
         return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
+    if isinstance(parameter.type, Widths) and isinstance(value, list):
+        return all(type(item) is int for item in value)
     if isinstance(parameter.type, BatchSize):
         return value == "full" or type(value) is int
     if isinstance(parameter.type, click.types.IntParamType):

@@ -26,6 +26,11 @@ def in_background() -> bool:
     return getattr(_here, "naps", False)
 
 
+def take_naps() -> None:
+    """Say that the calling thread is in the background from now on."""
+    _here.naps = True
+
+
 def nap() -> None:
     """Sleep a moment if the calling thread is in the background."""
     if in_background():
@@ -76,7 +81,7 @@ class Background:
         self._thread.join()
 
     def _run(self) -> None:
-        _here.naps = True
+        take_naps()
         while (work := self._work.get()) is not None:
             try:
                 work()

@@ -14,19 +14,24 @@ from dml_hpc.mpi import agreed
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
+PHASES = ("read", "compute", "communicate", "wait")
+MOST_SPANS = 200_000
+"""Of a timeline: what comes later is left out."""
+
 
 class Clock:
     """Adds up this rank's seconds, by what they went to, in ``seconds``.
 
     For loops: `start`, then `lap` after each phase of a step and `meet` after its one collective, and `settle`
     once for many steps. For longer stretches: `phase` around them. ``meetings`` is how many collectives to expect
-    between two calls of `settle`.
+    between two calls of `settle`. With ``timeline``, every stretch is kept too, see `spans`.
     """
 
-    def __init__(self, meetings: int = 0) -> None:
-        self.seconds = {"read": 0.0, "compute": 0.0, "communicate": 0.0, "wait": 0.0}
-        self._meetings = np.zeros(meetings)
+    def __init__(self, meetings: int = 0, timeline: bool = False) -> None:
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self._meetings, self._ends = np.zeros(meetings), np.zeros(meetings)
         self._met = 0
+        self._spans: list[tuple[int, float, float]] | None = [] if timeline else None
         self._mark = time.perf_counter()
 
     def start(self) -> None:
@@ -38,6 +43,9 @@ class Clock:
         now = time.perf_counter()
         self.seconds[phase] += now - self._mark - read_s
         self.seconds["read"] += read_s
+        if self._spans is not None:
+            self._span("read", self._mark, self._mark + read_s)
+            self._span(phase, self._mark + read_s, now)
         self._mark = now
 
     def meet(self, compute_s: float = 0.0) -> None:
@@ -47,9 +55,13 @@ class Clock:
         """
         now = time.perf_counter()
         if self._met == len(self._meetings):
-            self._meetings = np.append(self._meetings, np.zeros(max(64, self._met)))
+            more = np.zeros(max(64, self._met))
+            self._meetings, self._ends = np.append(self._meetings, more), np.append(self._ends, more)
         self._meetings[self._met] = now - self._mark - compute_s
+        self._ends[self._met] = now
         self.seconds["compute"] += compute_s
+        if self._spans is not None:
+            self._span("compute", self._mark, self._mark + compute_s)
         self._met += 1
         self._mark = now
 
@@ -66,6 +78,10 @@ class Clock:
         comm.Allreduce(own, shortest, MPI.MIN)
         self.seconds["communicate"] += float(shortest.sum())
         self.seconds["wait"] += float((own - shortest).sum())
+        if self._spans is not None:
+            for end, whole, part in zip(self._ends[:self._met].tolist(), own.tolist(), shortest.tolist(), strict=True):
+                self._span("wait", end - whole, end - part)
+                self._span("communicate", end - part, end)
         self._met = 0
 
     @contextmanager
@@ -82,3 +98,17 @@ class Clock:
             yield
             done = time.perf_counter()
         self.seconds["wait"] += time.perf_counter() - done
+
+    def spans(self, since: float) -> np.ndarray:
+        """Return the stretches of the timeline, (count, 3): which of `PHASES`, start and length in seconds.
+
+        Starts are counted from ``since``, a reading of ``time.perf_counter``.
+        """
+        found = np.array(self._spans or [], np.float64).reshape(-1, 3)
+        found[:, 1] -= since
+        return found
+
+    def _span(self, phase: str, start: float, end: float) -> None:
+        assert self._spans is not None
+        if end - start > 1e-7 and len(self._spans) < MOST_SPANS:
+            self._spans.append((PHASES.index(phase), start, end - start))

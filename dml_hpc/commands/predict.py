@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from dml_hpc.commands.opening import named
-from dml_hpc.commands.scoring import Fitted, block_rows, open_fitted, score_blocks, warm_up
+from dml_hpc.commands.scoring import Fitted, block_rows, no_scores, open_fitted, score_blocks, warm_up
 from dml_hpc.console import Console
 from dml_hpc.files import check_output, replaced_file
 from dml_hpc.kernels import start_compiler
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 def run(comm: Intracomm, console: Console, model: Path, data: Sequence[Path], x_key: str | None, y_key: str | None,
         output: Path, overwrite: bool) -> dict[str, Any]:
-    """Collective: write ``score`` and what the objective predicts from it, each (rows,), to the HDF5 file ``output``.
+    """Collective: write ``score`` and what the objective predicts from it to the HDF5 file ``output``.
 
+    Each is (rows,) or, where there are several a row, (rows, classes), in the order of the attribute ``classes``.
     Ranks score their rows and send them block by block to rank 0, which writes: memory does not grow with the
     data, and no parallel HDF5 is needed. Returns the keys of the ``--json`` object on every rank.
     """
@@ -45,10 +46,10 @@ def run(comm: Intracomm, console: Console, model: Path, data: Sequence[Path], x_
     if comm.rank == 0:
         _write(comm, fitted, output)
     else:
-        for scores, _ in score_blocks(fitted, comm.rank, comm.size):
-            comm.Send(scores, 0)
+        for block in score_blocks(fitted, comm.rank, comm.size):
+            comm.Send(block.scores, 0)
     work_s = max(comm.allgather(time.perf_counter() - started))
-    names = ["score", *fitted.objective.predictions(np.empty(0, fitted.model.weights.dtype), fitted.model.classes)]
+    names = list(_columns(fitted, no_scores(fitted)))
     console.say(f"predict  {rows:,} rows → {output} ({', '.join(names)})")
     return {"rows": rows, "output": str(output), "datasets": names, "model": str(model), "data": named(data),
             "objective": fitted.objective.name, "weights_digest": fitted.model.digest, "work_s": work_s}
@@ -60,27 +61,32 @@ def _write(comm: Intracomm, fitted: Fitted, output: Path) -> None:
         file.attrs["weights_digest"] = model.digest
         file.attrs["objective"] = model.objective
         file.attrs["label"] = model.label
+        file.attrs["classes"] = json.dumps(model.classes)
         file.attrs["class_names"] = json.dumps(model.class_names)
-        nothing = np.empty(0, model.weights.dtype)
-        for name, empty in {"score": nothing, **fitted.objective.predictions(nothing, model.classes)}.items():
-            file.create_dataset(name, (rows,), empty.dtype)
+        for name, empty in _columns(fitted, no_scores(fitted)).items():
+            file.create_dataset(name, (rows, *empty.shape[1:]), empty.dtype)
         for rank in range(comm.size):
             first = split(rows, comm.size, rank)[0]
             for scores in _blocks(comm, fitted, rank):
-                columns = {"score": scores, **fitted.objective.predictions(scores, model.classes)}
-                for name, values in columns.items():
+                for name, values in _columns(fitted, scores).items():
                     file[name][first:first + len(scores)] = values
                 first += len(scores)
+
+
+def _columns(fitted: Fitted, scores: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what is written of rows with these ``scores`` (count, outputs), by name."""
+    shown = scores[:, 0] if scores.shape[1] == 1 else scores
+    return {"score": shown, **fitted.objective.predictions(scores, fitted.model.classes)}
 
 
 def _blocks(comm: Intracomm, fitted: Fitted, rank: int) -> Iterator[np.ndarray]:
     """Yield the scores of a rank's rows on rank 0, its own computed, the others' received."""
     if rank == 0:
-        for scores, _ in score_blocks(fitted, 0, comm.size):
-            yield scores
+        for block in score_blocks(fitted, 0, comm.size):
+            yield block.scores
         return
     start, stop = split(fitted.dataset.rows, comm.size, rank)
-    for first, last in fitted.dataset.ranges(start, stop, block_rows(fitted.dataset)):
-        scores = np.empty(last - first, fitted.model.weights.dtype)
+    for first, last in fitted.dataset.ranges(start, stop, block_rows(fitted)):
+        scores = np.empty((last - first, fitted.layers.outputs), fitted.model.weights.dtype)
         comm.Recv(scores, rank)
         yield scores

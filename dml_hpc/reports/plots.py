@@ -133,6 +133,33 @@ def allreduce_figure(results: Sequence[dict[str, Any]], ranks: int, limit_bytes_
     return figure
 
 
+def traces_figure(runs: Sequence[tuple[str, list[list[dict[str, Any]]]]]) -> Figure:
+    """Draw the training loss, as it was met, against seconds and against examples: a curve a run.
+
+    ``runs`` are (name, trace), the trace as ``train`` records it: points by rank. The loss is the mean over ranks, by
+    point. Raises `UserError` when matplotlib is missing.
+    """
+    figure, ((left, right),) = _panels(1, 2, (12.8, 4.2))
+    _style(left, "seconds of training", "training loss, as met")
+    _style(right, "examples learnt from, all ranks", "training loss, as met")
+    labels: list[list[Any]] = [[], []]
+    for i, (name, trace) in enumerate(runs):
+        style: dict[str, Any] = {"color": CURVES[i % len(CURVES)], "marker": MARKERS[i % len(MARKERS)],
+                                 "markersize": 4, "linewidth": 1.6}
+        points = [[point for point in at if point["loss"] is not None] for at in zip(*trace, strict=False)]
+        points = [at for at in points if at]
+        losses = [sum(point["loss"] for point in at) / len(at) for at in points]
+        for axes, own, key, merge in ((left, labels[0], "seconds", max), (right, labels[1], "examples", sum)):
+            places = [merge(point[key] for point in at) for at in points]
+            if places:
+                axes.plot(places, losses, **style)
+                own.append((places[-1], losses[-1], name, style["color"]))
+    for axes, own in zip((left, right), labels, strict=True):
+        axes.set_xscale("log")  # most of it happens at the beginning
+        _label_right(axes, own)
+    return figure
+
+
 def _label_few_decades(axes: Axes) -> None:
     """Number a logarithmic y axis at 1, 2 and 5 where it spans too little for its decades to tell the scale."""
     from matplotlib.ticker import LogLocator, NullFormatter

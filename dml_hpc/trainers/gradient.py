@@ -13,10 +13,11 @@ from dml_hpc.trainers.problem import Problem
 
 
 class Gradient(ABC):
-    """What a rank adds to a step's sum: the gradient by standardised weights (features + 1,), then the loss.
+    """What a rank adds to a step's sum: the gradient by standardised parameters (size,), then ``extra`` elements.
 
-    ``dtype`` is that of the reducer's buffer, ``extra`` how many elements it has beyond the weights; the gradient's sum
-    times ``unit`` is the real one, the loss's times ``loss_unit``. With ``repeats``, `judge` may want a sum done again.
+    The first of these is the loss, the last how many ranks say that their time is over. ``dtype`` is that of the
+    reducer's buffer; the gradient's sum times ``unit`` is the real one, the loss's times ``loss_unit``. With
+    ``repeats``, `judge` may want a sum done again.
     """
 
     dtype: str
@@ -26,8 +27,8 @@ class Gradient(ABC):
     repeats = False
 
     @abstractmethod
-    def fill(self, parts: Iterable[Rows], folded: np.ndarray, buffer: np.ndarray) -> None:
-        """Write this rank's rows' share to ``buffer``; ``folded`` are the weights for raw rows."""
+    def fill(self, parts: Iterable[Rows], folded: np.ndarray, buffer: np.ndarray, late: bool) -> None:
+        """Write this rank's share to ``buffer``; ``folded`` are the parameters for rows as they are stored."""
 
     def judge(self, last: np.ndarray, rows: int) -> float | None:
         """Return the summed loss of a step's ``rows`` rows, or None: the sum is no good and must be done again.
@@ -39,24 +40,26 @@ class Gradient(ABC):
 
 
 class FloatGradient(Gradient):
-    """Sums in the dtype of the weights; their last bits depend on the order of addition."""
+    """Sums in the dtype of the parameters; their last bits depend on the order of addition."""
 
-    extra = 1
+    extra = 2
     unit = loss_unit = 1.0
 
     def __init__(self, problem: Problem):
         self._problem = problem
         self.dtype = str(problem.dtype)
 
-    def fill(self, parts: Iterable[Rows], folded: np.ndarray, buffer: np.ndarray) -> None:
+    def fill(self, parts: Iterable[Rows], folded: np.ndarray, buffer: np.ndarray, late: bool) -> None:
         """See `Gradient.fill`."""
-        buffer[:] = 0
-        buffer[-1] = self._problem.loss_and_gradient(parts, folded, buffer[:-1])
-        self._problem.scaling.pull_back(buffer[:-1])
+        gradient = buffer[:-self.extra]
+        gradient[:] = 0
+        buffer[-2] = self._problem.loss_and_gradient(parts, folded, gradient)
+        buffer[-1] = late
+        self._problem.scaling.pull_back(gradient)
 
 
 class FixedPointGradient(Gradient):
-    """Sums of integers, whose bits depend on nothing but the rows and the weights.
+    """Sums of integers, whose bits depend on nothing but the rows and the parameters.
 
     Every row's term is rounded to a multiple of ``unit``, a power of two; the loss, which may be of quite another size,
     has a unit of its own. Two more elements, the masses, bound the others (see
@@ -65,21 +68,22 @@ class FixedPointGradient(Gradient):
     """
 
     dtype = "int64"
-    extra = 3
+    extra = 4
     repeats = True
 
     def __init__(self, problem: Problem):
         self._problem = problem
         self.unit = self.loss_unit = 2.0**-20
 
-    def fill(self, parts: Iterable[Rows], folded: np.ndarray, buffer: np.ndarray) -> None:
+    def fill(self, parts: Iterable[Rows], folded: np.ndarray, buffer: np.ndarray, late: bool) -> None:
         """See `Gradient.fill`."""
         buffer[:] = 0
-        self._problem.fixed_point_gradient(parts, folded, 1 / self.unit, 1 / self.loss_unit, buffer)
+        self._problem.fixed_point_gradient(parts, folded, 1 / self.unit, 1 / self.loss_unit, buffer[:-1])
+        buffer[-1] = late
 
     def judge(self, last: np.ndarray, rows: int) -> float | None:
         """See `Gradient.judge`; the loss is NaN when no unit is large enough."""
-        loss, mass, loss_mass = last.tolist()
+        loss, mass, loss_mass, _ = last.tolist()
         good, self.unit = _judged(mass, self.unit, rows)
         loss_good, self.loss_unit = _judged(loss_mass, self.loss_unit, rows)
         if max(self.unit, self.loss_unit) > _MOST_UNIT:

@@ -1,4 +1,4 @@
-"""What there is to train: an objective on a rank's rows of a data set, as every algorithm needs it."""
+"""What there is to train: an objective and its penalties, as every algorithm needs them."""
 
 from __future__ import annotations
 
@@ -7,67 +7,77 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dml_hpc.data.batches import Batches, RandomShare
-from dml_hpc.data.csr import Csr
 from dml_hpc.data.reading import Rows
+from dml_hpc.objectives.layers import Layers
 from dml_hpc.objectives.objective import Objective
 from dml_hpc.objectives.scaling import Scaling
-from dml_hpc.optim.sgd import Sgd
 from dml_hpc.watch import progressed
 
 
 @dataclass
 class Problem:
-    """Minimise mean ℓ(x·w + b, y) + ½·l2·‖w‖² over the rows of a data set; the intercept b is not penalised.
+    """Minimise mean ℓ + ½·l2·‖w‖² + l1·‖w‖₁ over the parameters by standardised features (see `Scaling`).
 
-    ``w`` weighs standardised features (see `Scaling`).
+    The mean is over the rows of a data set, each weighted: Σ weight·ℓ / Σ weight, with ``mean_weight`` = Σ weight /
+    ``rows``. Biases are not penalised. ``squared_norm`` is the mean of ‖(z, 1)‖² over the rows z, standardised, None
+    when it is not known.
     """
 
     objective: Objective
-    batches: Batches
+    layers: Layers
     scaling: Scaling
     rows: int
-    features: int
+    mean_weight: float
+    l1: float
     l2: float
     dtype: np.dtype
+    squared_norm: float | None = None
 
-    def loss_and_gradient(self, parts: Iterable[Rows], weights: np.ndarray, gradient: np.ndarray) -> float:
-        """Add the summed gradient of this rank's rows in a step to ``gradient``; return their summed loss.
+    def loss_and_gradient(self, parts: Iterable[Rows], parameters: np.ndarray, gradient: np.ndarray) -> float:
+        """Add the summed gradient of ``parts`` to ``gradient``; return their summed loss.
 
-        ``weights`` are those for raw rows, and so is the gradient; both (features + 1,).
+        ``parameters`` are those for rows as they are stored, and so is the gradient; both (size,).
         """
         total = 0.0
         for part in parts:
-            total += self.objective.loss_and_gradient(part.X, part.y, part.rows, weights, gradient)
+            total += self.objective.loss_and_gradient(self.layers, part.X, part.y, part.weight, part.rows, parameters,
+                                                      gradient)
             progressed()
         return total
 
-    def fixed_point_gradient(self, parts: Iterable[Rows], folded: np.ndarray, per_unit: float, per_loss_unit: float,
-                             out: np.ndarray) -> None:
-        """Add the gradient by standardised weights, the loss and the masses of this rank's rows to ``out``, int64.
+    def fixed_point_gradient(self, parts: Iterable[Rows], parameters: np.ndarray, per_unit: float,
+                             per_loss_unit: float, out: np.ndarray) -> None:
+        """Add the gradient by standardised parameters, the loss and the masses of ``parts`` to ``out``, int64.
 
-        ``folded`` are the weights for raw rows (features + 1,), ``out`` is (features + 4,).
+        ``parameters`` are those for rows as they are stored (size,), ``out`` is (size + 3,).
         """
+        scaling = self.scaling
         for part in parts:
-            self.objective.fixed_point_gradient(part.X, part.y, part.rows, folded, self.scaling.shift,
-                                                self.scaling.scale, per_unit, per_loss_unit, out)
+            self.objective.fixed_point_gradient(self.layers, part.X, part.y, part.weight, part.rows, parameters,
+                                                scaling.shift, scaling.scale, per_unit, per_loss_unit, out)
             progressed()
 
+    def weight_of(self, rows: int) -> float:
+        """Return what ``rows`` rows are expected to weigh, by which a sum over them is divided; never 0."""
+        return max(rows * self.mean_weight, 1e-300)
 
-def compile_kernels(problem: Problem, X: np.ndarray | Csr, sequential: bool, reproducible: bool) -> None:
-    """Have the kernels of this problem compiled, or read from Numba's cache, by running them on ``X``, no rows."""
-    none = np.empty(0, problem.dtype)
-    weights = np.zeros(problem.features + 1, problem.dtype)
-    rows = np.empty(0, np.int64)
-    scaling = problem.scaling
-    if sequential:
-        problem.objective.sequential_sgd(X, none, rows, scaling.shift, scaling.scale, weights, 0.0, 0.0)
-        RandomShare(1, 1, 2).take(0, 0)
-    else:
-        summed = np.empty(0, np.int64 if reproducible else problem.dtype)
-        Sgd((0, 0), problem.dtype, 0).update(weights[:0], summed, 0, 1.0, 0.0)
-    if reproducible:
-        problem.objective.fixed_point_gradient(X, none, rows, weights, scaling.shift, scaling.scale, 1.0, 1.0,
-                                               np.zeros(len(weights) + 3, np.int64))
-    problem.objective.loss_and_gradient(X, none, rows, weights, weights.copy())
-    problem.batches.take(0, 0)
+    def penalty(self, parameters: np.ndarray) -> float:
+        """Return ½·l2·‖w‖² + l1·‖w‖₁."""
+        if not (self.l1 or self.l2):
+            return 0.0
+        total = 0.0
+        for start, stop in self.layers.penalised:
+            part = parameters[start:stop].astype(np.float64)
+            total += self.l2 / 2 * float(np.sum(part * part)) + self.l1 * float(np.sum(np.abs(part)))
+        return total
+
+    @property
+    def safe_step(self) -> float | None:
+        """The step size below which one example's step contracts on average, None where curvature has no bound.
+
+        1/(sup ℓ''·E‖z‖² + l2): the Lipschitz constant of the gradient is at most the denominator (cf. Zinkevich et al.,
+        NIPS 2010, lemma 3, with the largest ‖z‖² there).
+        """
+        if self.objective.curvature is None or self.squared_norm is None:
+            return None
+        return 1 / (self.objective.curvature * self.squared_norm + self.l2)

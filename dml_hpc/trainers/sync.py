@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 
@@ -11,77 +10,94 @@ import numpy as np
 from dml_hpc.comm.clock import Clock
 from dml_hpc.comm.reducer import Reducer
 from dml_hpc.data.reading import Reader
-from dml_hpc.errors import AgreedError
+from dml_hpc.kernels.dots import squared_norm
+from dml_hpc.optim.optimiser import Optimiser
 from dml_hpc.optim.schedules import Schedule
-from dml_hpc.optim.sgd import Sgd
+from dml_hpc.trainers.algorithm import Algorithm, Met, Suspects
 from dml_hpc.trainers.gradient import Gradient
 from dml_hpc.trainers.problem import Problem
-from dml_hpc.watch import at_step
+from dml_hpc.trainers.trace import Trace
+
+OpenOptimiser = Callable[[tuple[int, int]], Optimiser]
+"""Opens the optimiser of a range of the parameters."""
 
 
-@np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is found and named
-def train_sync(reducer: Reducer, problem: Problem, reader: Reader, gradient: Gradient, weights: np.ndarray,
-               schedule: Schedule, momentum: float, clock: Clock, on_step: Callable[[int, float], None]) -> list[float]:
-    """Collective: minimise the problem from ``weights`` (features + 1, the same on every rank), in place.
+class Sync(Algorithm):
+    """Starts from ``parameters`` (size,), the same on every rank.
 
-    Afterwards every rank holds the same weights. ``reader`` gives this rank's rows. ``reducer`` sums
-    ``gradient.dtype`` and gathers weights of the problem's dtype, each features + 1 + ``gradient.extra`` elements: each
-    rank updates the weights whose gradient it sums, and holds the optimiser's state for these alone.
-    ``on_step(rows, loss)`` is told each step's rows (of all ranks) and mean loss. Returns the mean loss of each epoch's
-    batches, as they were met. Raises `AgreedError` on all ranks when the loss is no longer finite.
+    ``reducer`` sums ``gradient.dtype`` and gathers weights of the problem's dtype, each size + ``gradient.extra``
+    elements: each rank updates the weights whose gradient it sums, and holds the optimiser's state for these alone.
+    With ``clip_norm`` the gradient is shortened to that length where it is longer, which needs the whole sum on every
+    rank before any weight changes; ``reducer`` then needs no weights.
     """
-    batches = problem.batches
-    step_taker = _StepTaker(reducer, gradient, len(weights),
-                            Sgd(reducer.owned, problem.dtype, len(weights) - 1, momentum, problem.l2, gradient.repeats))
-    step_taker.weights[:] = weights
-    folded = np.empty_like(weights)
-    losses, loss_sum, seen = [], 0.0, 0
-    clock.start()
-    for step in range(schedule.steps):
-        at_step(step + 1)
-        problem.scaling.fold(step_taker.weights, folded)
-        batch_loss, again = None, False
-        while batch_loss is None:
-            parts, count = reader.take(*divmod(step, batches.steps))
+
+    def __init__(self, problem: Problem, reader: Reader, clock: Clock, trace: Trace, time_over: Callable[[], bool],
+                 reducer: Reducer, gradient: Gradient, open_optimiser: OpenOptimiser, schedule: Schedule,
+                 parameters: np.ndarray, clip_norm: float | None = None):
+        super().__init__(problem, reader, clock, trace, time_over)
+        self.steps = reader.steps
+        self._reducer, self._gradient, self._schedule = reducer, gradient, schedule
+        self._taker: _FusedSteps | _ClippedSteps
+        if clip_norm is None:
+            self._taker = _FusedSteps(reducer, gradient, open_optimiser, parameters)
+        else:
+            self._taker = _ClippedSteps(reducer, gradient, open_optimiser, parameters, clip_norm)
+        # Where nothing is scaled the weights themselves will do, unless a step may have to be taken again from them.
+        self._as_they_are = problem.scaling.trivial and not gradient.repeats
+        self._folded = self._folding = np.empty(0 if self._as_they_are else len(parameters), problem.dtype)
+
+    def advance(self, step: int) -> Met:
+        """See `Algorithm.advance`."""
+        clock, reader, taker, gradient = self.clock, self.reader, self._taker, self._gradient
+        self.step_size = self._schedule.step_size(step)
+        self._folded = self.problem.scaling.fold(taker.weights, self._folding)
+        if self._folded is taker.weights and not self._as_they_are:
+            self._folding[:] = taker.weights
+            self._folded = self._folding
+        loss, again, late = None, False, self.time_over()
+        while loss is None:
+            parts, rows = reader.take(*divmod(step, self.steps))
             waited_s = reader.waited_s
             clock.lap("read")
-            gradient.fill(parts, folded, reducer.buffer)
+            gradient.fill(parts, self._folded, self._reducer.buffer, late)
             clock.lap("compute", reader.waited_s - waited_s)
-            step_taker.take(schedule.step_size(step), count, again)
-            clock.meet(step_taker.update_s)
-            batch_loss, again = gradient.judge(step_taker.last, count), True
-        if not math.isfinite(batch_loss):
-            raise AgreedError(
-                f"the loss became {batch_loss} at step {step + 1}: the step size {schedule.step_size(step):.3g} is "
-                "too large for this data (try a tenth of it), or the data holds NaN or infinity", 0, 1)
-        loss_sum, seen = loss_sum + batch_loss, seen + count
-        on_step(count, batch_loss / max(count, 1))
-        clock.lap("compute")
-        if (step + 1) % batches.steps == 0 or step + 1 == schedule.steps:
-            clock.settle(reducer.comm)
-            losses.append(loss_sum / max(seen, 1))
-            loss_sum, seen = 0.0, 0
-            clock.start()
-    weights[:] = step_taker.weights
-    return losses
+            taker.take(step, self.step_size, self.problem.weight_of(rows), again)
+            clock.meet(taker.update_s)
+            loss, again = gradient.judge(taker.last, rows), True
+        self.trace.note(reader.count / self.steps, rows, loss / self.problem.mean_weight)
+        return Met(rows, loss, taker.last[-1] > 0)
+
+    def parameters(self) -> np.ndarray:
+        """See `Algorithm.parameters`."""
+        return self._taker.parameters()
+
+    def suspects(self, step: int) -> Suspects:
+        """See `Algorithm.suspects`."""
+        return Suspects(self._folded, *divmod(step, self.steps))
 
 
-class _StepTaker:
+class _FusedSteps:
     """Sums a gradient and updates the weights in one go.
 
     ``weights`` (count,) are all ranks' view of them; ``last`` is what the sum ends with after their gradient, its first
     element, the loss, in real units. ``update_s`` is the time that this rank spent updating in the last step.
     """
 
-    def __init__(self, reducer: Reducer, gradient: Gradient, count: int, optimiser: Sgd):
+    def __init__(self, reducer: Reducer, gradient: Gradient, open_optimiser: OpenOptimiser, parameters: np.ndarray):
         assert reducer.weights is not None
+        count = len(parameters)
         self.weights, self.last = reducer.weights[:count], reducer.weights[count:]
-        self._reducer, self._gradient, self._optimiser = reducer, gradient, optimiser
-        self._step = (0.0, 0.0, False)
+        self.weights[:] = parameters
+        self._reducer, self._gradient = reducer, gradient
+        start, stop = reducer.owned
+        self._owned = min(start, count), min(stop, count)
+        self._optimiser = open_optimiser(self._owned)
+        self._step = (0, 0.0, 0.0, False)
+        self.update_s = 0.0
 
-    def take(self, step_size: float, rows: int, again: bool) -> None:
-        """Collective: take one step from the ranks' sums over ``rows`` rows in all; ``again``: instead of the last."""
-        self._step = self._gradient.unit / max(rows, 1), step_size, again
+    def take(self, number: int, step_size: float, weight: float, again: bool) -> None:
+        """Collective: take one step from the ranks' sums over rows of ``weight``; ``again``: instead of the last."""
+        self._step = number + 1, self._gradient.unit / weight, step_size, again
         self.update_s = 0.0
         self._reducer.reduce_update(self._update)
 
@@ -89,13 +105,66 @@ class _StepTaker:
         """See `dml_hpc.comm.reducer.Update`."""
         began = time.perf_counter()
         count = len(self.weights)
-        unit, step_size, again = self._step
+        number, unit, step_size, again = self._step
         if start < count:
             part = self.weights[start:stop]
-            self._optimiser.update(part, summed[:len(part)], start, unit, step_size, again)
+            self._optimiser.update(part, summed[:len(part)], start, unit, step_size, number, again)
         if stop > count:
             first = max(start, count)
             self.last[first - count:stop - count] = summed[first - start:]
             if first == count:
                 self.last[0] *= self._gradient.loss_unit
         self.update_s += time.perf_counter() - began
+
+    def parameters(self) -> np.ndarray:
+        """Collective: return the weights, or the average of their iterates where one is kept."""
+        average = self._optimiser.average
+        if average is None:
+            return self.weights
+        own = slice(*self._owned)
+        now = self.weights[own].copy()
+        self._gather(average)
+        averaged = self.weights.copy()
+        self._gather(now)
+        return averaged
+
+    def _gather(self, own: np.ndarray) -> None:
+        """Collective: make ``weights`` what their owners hold in ``own``."""
+        def put(summed: np.ndarray, start: int, stop: int) -> None:
+            stop = min(stop, self._owned[1])
+            if start < stop:
+                self.weights[start:stop] = own[start - self._owned[0]:stop - self._owned[0]]
+
+        self._reducer.buffer[:] = 0
+        self._reducer.reduce_update(put)
+
+
+class _ClippedSteps:
+    """Sums a gradient, shortens it to at most ``clip_norm``, and updates all weights on every rank alike.
+
+    See `_FusedSteps`.
+    """
+
+    def __init__(self, reducer: Reducer, gradient: Gradient, open_optimiser: OpenOptimiser, parameters: np.ndarray,
+                 clip_norm: float):
+        self.weights, self.last = parameters.copy(), np.zeros(gradient.extra)
+        self._reducer, self._gradient, self._clip_norm = reducer, gradient, clip_norm
+        self._optimiser = open_optimiser((0, len(parameters)))
+        self.update_s = 0.0
+
+    def take(self, number: int, step_size: float, weight: float, again: bool) -> None:
+        """See `_FusedSteps.take`."""
+        self._reducer.allreduce()
+        began = time.perf_counter()
+        count, unit = len(self.weights), self._gradient.unit / weight
+        summed = self._reducer.total[:count]
+        norm = unit * squared_norm(summed) ** 0.5
+        shorter = min(1.0, self._clip_norm / norm) if norm > 0 else 1.0
+        self._optimiser.update(self.weights, summed, 0, unit * shorter, step_size, number + 1, again)
+        self.last[:] = self._reducer.total[count:]
+        self.last[0] *= self._gradient.loss_unit
+        self.update_s = time.perf_counter() - began
+
+    def parameters(self) -> np.ndarray:
+        """See `_FusedSteps.parameters`."""
+        return self.weights if self._optimiser.average is None else self._optimiser.average

@@ -13,8 +13,8 @@ from data_support import write_dataset
 from dml_hpc.comm import REDUCERS
 from dml_hpc.commands import evaluate, predict, train
 from dml_hpc.console import Console
-from dml_hpc.data.batches import RandomShare
 from dml_hpc.data.csr import Csr, sparse
+from dml_hpc.data.shares import DealtShare
 from dml_hpc.errors import AgreedError
 from dml_hpc.memory import resident_bytes
 from dml_hpc.mpi import on_root
@@ -22,14 +22,7 @@ from dml_hpc.store.model import read_model
 
 pytestmark = pytest.mark.mpi
 
-OPTIONS = {
-    "objective": "logistic", "algorithm": "sync", "allreduce": "ring", "tuning": None, "fan_in": 2, "batch_size": 64,
-    "epochs": 3,
-    "steps": None, "step_size": None, "schedule": None, "momentum": None, "warmup": None, "l2": 1e-4,
-    "intercept": True, "scale": True, "shuffle": True, "seed": 3, "dtype": "float32", "reproducible": False,
-    "compression": "none", "compression_ratio": None, "compression_rank": None,
-    "overwrite": False, "x_key": None, "y_key": None, "memory_limit": None,
-}
+OPTIONS = {"algorithm": "sync", "allreduce": "ring", "batch_size": 64, "epochs": 3, "l2": 1e-4, "seed": 3}
 
 
 @pytest.fixture
@@ -168,10 +161,10 @@ def test_averaging_is_the_mean_of_what_the_ranks_learnt_alone(comm, folder):
     Z = (X.astype("f4") - m) / s
     models, met = [], np.zeros(4)
     for rank in range(comm.size):
-        share = RandomShare(1200, rank, comm.size, OPTIONS["seed"])
+        share = DealtShare(1200, rank, comm.size, OPTIONS["seed"])
         w, b = np.zeros(5), 0.0
         for epoch in range(4):
-            for row in share.take(epoch, 0).copy():  # one chunk holds them all
+            for row in in_order_of_shards(share.take(epoch, 0).copy(), 500, epoch):  # one chunk holds them all
                 score = Z[row] @ w + b
                 met[epoch] += np.logaddexp(0, score) - y[row] * score
                 c = 1 / (1 + np.exp(-score)) - y[row]
@@ -183,6 +176,13 @@ def test_averaging_is_the_mean_of_what_the_ranks_learnt_alone(comm, folder):
     np.testing.assert_allclose(read_model(folder / "m.h5").weights, raw, rtol=2e-4, atol=1e-5)
     np.testing.assert_allclose(result["losses"], met / 1200, rtol=1e-4)
     assert result["time_split"].keys() == {"read", "compute", "communicate", "wait"}
+
+
+def in_order_of_shards(rows, second, turn):
+    """Return the rows of the one piece of a chunk as they are visited: shard after shard, another first every time."""
+    parts = [part for part in (rows[rows < second], rows[rows >= second]) if len(part)]
+    turn %= max(len(parts), 1)
+    return np.concatenate(parts[turn:] + parts[:turn])
 
 
 def test_averaging_learns_as_well_from_rows_sorted_by_label(comm, folder):
@@ -262,8 +262,8 @@ def test_evaluation_and_prediction_do_not_depend_on_the_number_of_ranks(comm, fo
 
 
 @pytest.mark.parametrize(("changes", "says"), [
-    ({"algorithm": "average", "batch_size": 10}, "leave out --batch-size"),
-    ({"algorithm": "average", "momentum": 0.5}, "leave out --momentum"),
+    ({"algorithm": "average", "momentum": 0.5}, "has no use for --momentum"),
+    ({"algorithm": "average", "batch_size": "full"}, "learns from few rows at a time"),
 ])
 def test_what_an_algorithm_cannot_follow_is_refused_on_every_rank(comm, folder, changes, says):
     data = make(comm, folder, "data", *classes(10), [10])
@@ -307,8 +307,9 @@ def test_a_limit_that_nothing_fits_is_one_clear_line(comm, folder):
     with pytest.raises(AgreedError, match=r"--memory-limit is below the .* MiB that a rank takes"):
         fit(comm, data, folder / "m.h5", memory_limit=1 << 20)
     big = make(comm, folder, "big", *classes(800_000), [800_000])
-    with pytest.raises(AgreedError, match="averaging draws rows from anywhere"):
-        fit(comm, big, folder / "m.h5", algorithm="average", batch_size=None, memory_limit=resident_bytes() + (8 << 20))
+    with pytest.raises(AgreedError, match="--replicas draws rows from anywhere"):
+        fit(comm, big, folder / "m.h5", algorithm="average", batch_size=None, replicas=True,
+            memory_limit=resident_bytes() + (8 << 20))
     assert not (folder / "m.h5").exists()
 
 
@@ -387,5 +388,6 @@ def test_sparse_rows_that_exceed_the_memory_limit_are_streamed(comm, folder):
     limited = fit(comm, data, folder / "limited.h5", **settings, memory_limit=resident_bytes() + (7 << 20))
     assert {split["rows_are"] for split in limited["per_rank"]} == {"streamed"}
     assert limited["weights_digest"] == free["weights_digest"]
-    with pytest.raises(AgreedError, match="holds sparse rows, which --algorithm average does not take"):
-        fit(comm, data, folder / "no.h5", algorithm="average", batch_size=None)
+    averaged = fit(comm, data, folder / "average.h5", algorithm="average", batch_size=None, epochs=1,
+                   memory_limit=resident_bytes() + (7 << 20))
+    assert {split["rows_are"] for split in averaged["per_rank"]} == {"streamed"}

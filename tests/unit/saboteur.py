@@ -14,14 +14,14 @@ import time
 from dml_hpc.cli import main
 from dml_hpc.kernels import glm
 from dml_hpc.launch import launch
-from dml_hpc.objectives.objective import Objective
+from dml_hpc.objectives.linear_score import LinearScore
 
 mode, rank, step = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-honest = Objective.loss_and_gradient
+honest = LinearScore.loss_and_gradient
 calls = 0
 
 
-def sabotaged(self: Objective, *arguments: object) -> float:
+def sabotaged(self: LinearScore, *arguments: object) -> float:
     global calls
     calls += 1
     if launch().rank == rank and calls == step:
@@ -43,14 +43,14 @@ def sabotaged(self: Objective, *arguments: object) -> float:
 
 
 if mode == "slow" and launch().rank == rank:
-    unhurried = Objective.sequential_sgd
+    unhurried = LinearScore.sequential_sgd
 
-    def slow(self: Objective, *arguments: object) -> float:
+    def slow(self: LinearScore, *arguments: object) -> float:
         time.sleep(0.5)  # this rank's node is slow
         return unhurried(self, *arguments)  # type: ignore[arg-type]
 
-    Objective.sequential_sgd = slow  # type: ignore[assignment,method-assign]
+    LinearScore.sequential_sgd = slow  # type: ignore[assignment,method-assign]
 if mode == "stop-scoring" and launch().rank == rank:
     glm.scores = lambda X, weights, out: len(X) and os.kill(os.getpid(), signal.SIGSTOP)  # type: ignore[assignment]
-Objective.loss_and_gradient = sabotaged  # type: ignore[assignment,method-assign]
+LinearScore.loss_and_gradient = sabotaged  # type: ignore[assignment,method-assign]
 sys.exit(main(sys.argv[5:]))

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from data_support import write_dataset
 
-from dml_hpc.commands.train import DEFAULTS
+from dml_hpc.commands.algorithms import OPENERS
+from dml_hpc.commands.train_options import DEFAULTS
 from dml_hpc.trainers import ALGORITHMS
 
 
@@ -131,7 +132,7 @@ def test_a_damaged_model_is_refused(trained, two_classes, tmp_path):
 
 
 def test_every_algorithm_has_its_defaults():
-    assert set(DEFAULTS) == set(ALGORITHMS)
+    assert set(DEFAULTS) == set(OPENERS) == set(ALGORITHMS)
 
 
 @pytest.mark.parametrize(("line", "says"), [

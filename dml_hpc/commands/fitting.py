@@ -1,0 +1,238 @@
+"""One training run: a data set, an objective and an algorithm in, a model and an account of the run out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dml_hpc.comm.clock import PHASES, Clock
+from dml_hpc.comm.reducer import Reducer
+from dml_hpc.commands import reducing
+from dml_hpc.commands.algorithms import open_algorithm
+from dml_hpc.commands.learnable import Learnable, mean_weight, open_learnable
+from dml_hpc.commands.opening import most_row_bytes, named, open_data
+from dml_hpc.commands.scoring import check_features
+from dml_hpc.commands.train_options import Options, settled
+from dml_hpc.commands.training_run import Run, compile_kernels
+from dml_hpc.console import Console
+from dml_hpc.data.batches import Batches
+from dml_hpc.data.dataset import Dataset
+from dml_hpc.data.reading import Reader, open_reader
+from dml_hpc.errors import AgreedError, UserError
+from dml_hpc.kernels import start_compiler
+from dml_hpc.memory import peak_bytes
+from dml_hpc.mpi import agreed, first_on_node, ranks_on_node
+from dml_hpc.objectives import open_objective
+from dml_hpc.objectives.layers import Layers
+from dml_hpc.objectives.scaling import Scaling, identity, of_sparse, standardising
+from dml_hpc.reports.timeline import write_timeline
+from dml_hpc.store.model import Model, weights_digest
+from dml_hpc.trainers.divergence import diverged
+from dml_hpc.trainers.loop import LEAST_ROWS, RISEN, Limits, Outcome, train
+from dml_hpc.trainers.problem import Problem
+from dml_hpc.trainers.theory import explain
+from dml_hpc.trainers.trace import Trace
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
+
+@dataclass
+class Fit:
+    """What came of a run, on every rank: a model for rows as they are stored, and the keys of the ``--json`` object."""
+
+    model: Model
+    result: dict[str, Any]
+
+
+def fit(comm: Intracomm, console: Console, data: Sequence[Path], given: Options) -> Fit:
+    """Collective: train on the data set ``data`` as the options say. Raises `AgreedError`."""
+    with agreed(comm):
+        objective = open_objective(given.objective, **given.objective_settings)
+    dataset = open_data(comm, data, given.x_key, given.y_key, given.weight_key, statistics=given.scale)
+    with agreed(comm):
+        if dataset.rows == 0:
+            raise UserError(f"{named(data)} has no rows to train on")
+        label = dataset.manifest.label
+        classes = objective.classes(label.name, label.values)
+        options = settled(given, objective, dataset.kind == "csr", dataset.features, dataset.rows)
+        layers = objective.layers(dataset.features, classes)
+        dtype = np.dtype(options.dtype)
+        compressing = _compressing(options)
+    learnable = open_learnable(comm, dataset, objective, classes, dtype, options.class_weight, options.sample_weight)
+    weight = mean_weight(comm, dataset, learnable)
+    validation = _open_validation(comm, dataset, options)
+    start_compiler()
+    with agreed(comm):
+        scaling, squared_norm = _scaling(dataset, layers, options, dtype)
+        problem = Problem(objective, layers, scaling, dataset.rows, weight, options.l1, options.l2, dtype, squared_norm)
+    console.say(f"train    {options.objective} on {named(data)}: {dataset.rows:,} rows × {dataset.features:,} "
+                f"features, {comm.size} rank{'s' * (comm.size > 1)}, {options.algorithm} with the "
+                f"{options.allreduce} all-reduce")
+    clock = Clock(timeline=options.trace is not None)
+    trace = Trace(clock)
+    started = time.perf_counter()
+    time_over: Callable[[], bool] = lambda: False  # noqa: E731
+    if options.time_budget is not None:
+        budget = options.time_budget
+        time_over = lambda: trace.seconds > budget  # noqa: E731
+    run = Run(comm, console, dataset, problem, learnable, options, compressing, clock, trace, time_over)
+    with first_on_node(comm):  # the first rank fills Numba's cache, the others load it
+        compile_kernels(run)
+    with open_algorithm(run) as opened:
+        algorithm = opened.algorithm
+        reader = algorithm.reader
+        validate: Callable[[np.ndarray], float] | None = None
+        if validation is not None:
+            validate = _Validation(comm, validation, problem, learnable, options).loss
+        comm.Barrier()  # so that time begins at once everywhere
+        started = time.perf_counter()
+        outcome = train(comm, algorithm, Limits(opened.steps, opened.tolerance, options.patience), opened.on_step,
+                        validate, lambda step, how: diverged(comm, algorithm, step, how))
+        work_s = time.perf_counter() - started
+        outcome.losses = algorithm.epoch_losses() or outcome.losses
+        raw = scaling.fold(outcome.parameters, np.empty_like(outcome.parameters))
+        loss = _final_loss(comm, problem, reader, raw)
+        if outcome.began > 0 and loss > RISEN * outcome.began and dataset.rows >= LEAST_ROWS:
+            raise diverged(comm, algorithm, outcome.steps - 1, f"rose from {outcome.began:.4g} to {loss:.4g}")
+        opened.close_bar(f"loss {loss:.4f}")
+        digest = _same_everywhere(comm, raw)
+        theory = explain(comm, algorithm, lambda parameters: _loss(comm, problem, reader, scaling.fold(
+            parameters, np.empty_like(parameters))), loss)
+        own = {**clock.seconds, "rows": algorithm.own_rows, "work_s": work_s, "bytes_sent": trace.bytes_sent(),
+               "rows_are": reader.how, "peak_bytes": peak_bytes(), "examples": round(trace.examples)}
+    if options.trace is not None:
+        write_timeline(comm, options.trace, clock.spans(started))
+    result = _account(comm, data, dataset, options, outcome, own, trace)
+    result.update(exchange_used=opened.exchange, loss=loss, penalty=problem.penalty(outcome.parameters),
+                  weights_digest=digest, theory=theory, steps=opened.count_steps(outcome.steps, outcome.rows),
+                  parameters=layers.size, **_summing(opened.reducer, options))
+    training = {key: value for key, value in result.items() if key not in _OF_THE_RUN} | {"ranks": comm.size}
+    model = Model(objective.name, objective.settings, layers.widths, raw, dataset.manifest.feature_names, label.name,
+                  classes, label.names, training)
+    return Fit(model, result)
+
+
+_OF_THE_RUN = ("allreduce_used", "compression_used", "exchange_used", "allreduce_choice", "time_split", "per_rank",
+               "work_s", "examples_per_s", "weights_digest", "trace", "theory")
+"""What says how the run went, not how the model came about; two runs may differ in it and give the same model."""
+
+
+def _summing(reducer: Reducer | None, options: Options) -> dict[str, Any]:
+    """Return how vectors were summed in the end."""
+    name = None if reducer is None else reducer.name
+    return {"allreduce_used": name, "allreduce_choice": None if reducer is None else reducer.choice,
+            "compression_used": None if reducer is None else reducer.compression,
+            "fan_in": options.fan_in if name == "tree" else None}
+
+
+def _compressing(options: Options) -> Any:
+    # The loss and who is late, the last elements, are never compressed, nor is a linear score's intercept.
+    compressing = reducing.compressed(options.compression, options.compression_ratio, options.compression_rank, exact=3)
+    if compressing is not None and (options.reproducible or options.dtype != "float32" or options.clip_norm is not None
+                                    or options.algorithm != "sync"):
+        raise UserError("--compression makes up for its losses in later steps, in float32: it goes with "
+                        "--algorithm sync and --dtype float32, without --reproducible or --clip-norm")
+    return compressing
+
+
+def _scaling(dataset: Dataset, layers: Layers, options: Options, dtype: np.dtype) -> tuple[Scaling, float | None]:
+    """Return the scaling of the features, and the mean of ‖(z, 1)‖² over the rows so scaled, None if not known."""
+    figures = dataset.manifest.statistics
+    if not options.scale or figures is None:
+        scaling = identity(layers, options.intercept, dtype)
+    elif dataset.kind == "csr":
+        scaling = of_sparse(layers, figures.minimum, figures.maximum, figures.numeric, options.intercept, dtype)
+    else:
+        scaling = standardising(layers, figures.mean, figures.deviation, figures.numeric, options.intercept, dtype)
+    if figures is None:
+        return scaling, None
+    with np.errstate(over="ignore"):
+        scale = scaling.scale[:-1].astype(np.float64)
+        squares = np.square(figures.deviation) + np.square(figures.mean - scaling.shift)
+        return scaling, float(np.sum(np.square(scale) * squares)) + float(scaling.scale[-1])
+
+
+def _open_validation(comm: Intracomm, dataset: Dataset, options: Options) -> Dataset | None:
+    if options.validation is None:
+        return None
+    held = open_data(comm, [options.validation], options.x_key, options.y_key, options.weight_key)
+    with agreed(comm):
+        check_features(dataset.manifest.feature_names, dataset.features, held, "the training data",
+                       str(options.validation))
+        if held.rows == 0:
+            raise UserError(f"{options.validation} has no rows to validate on")
+    return held
+
+
+class _Validation:
+    """The loss on data that are not learnt from; each rank has a part of them."""
+
+    def __init__(self, comm: Intracomm, held: Dataset, problem: Problem, learnable: Learnable, options: Options):
+        self._comm, self._problem = comm, problem
+        weight = mean_weight(comm, held, learnable)
+        self._weight = held.rows * weight
+        node_ranks = ranks_on_node(comm)
+        with agreed(comm):
+            batches = Batches(held, None, comm.rank, comm.size)
+            most_bytes = most_row_bytes(held, batches, node_ranks, options.memory_limit)
+            self._reader = open_reader(held, batches, learnable, problem.dtype, most_bytes)
+
+    def loss(self, parameters: np.ndarray) -> float:
+        """Collective: return the mean loss under ``parameters`` by standardised features."""
+        raw = self._problem.scaling.fold(parameters, np.empty_like(parameters))
+        own = self._problem.loss_and_gradient(self._reader.everything(), raw, np.zeros_like(raw))
+        return self._comm.allreduce(own) / self._weight
+
+
+def _loss(comm: Intracomm, problem: Problem, reader: Reader, raw: np.ndarray) -> float:
+    """Collective: return the mean loss of all rows, without the penalty: one more pass over the data."""
+    own = problem.loss_and_gradient(reader.everything(), raw, np.zeros_like(raw))
+    return comm.allreduce(own) / problem.weight_of(problem.rows)
+
+
+def _final_loss(comm: Intracomm, problem: Problem, reader: Reader, raw: np.ndarray) -> float:
+    loss = _loss(comm, problem, reader, raw)
+    if not (np.isfinite(loss) and np.isfinite(raw).all()):
+        raise AgreedError(f"training ended with a loss of {loss} and weights that are not all finite: the step size is "
+                          "too large for this data (try a tenth of it); the model is not saved", 0, 1)
+    return loss
+
+
+def _same_everywhere(comm: Intracomm, weights: np.ndarray) -> str:
+    """Return the digest of the weights, which every rank must share: else the sums went wrong somewhere."""
+    digests = comm.allgather(weights_digest(weights))
+    for rank, digest in enumerate(digests):
+        if digest != digests[0]:
+            raise AgreedError(f"the weights differ from rank 0's after training ({digest[:12]} ≠ {digests[0][:12]}): "
+                              "the all-reduce gave ranks different sums; the model is not saved", rank, 1)
+    return digests[0]
+
+
+def _account(comm: Intracomm, data: Sequence[Path], dataset: Dataset, options: Options, outcome: Outcome,
+             own: dict[str, Any], trace: Trace) -> dict[str, Any]:
+    """Collective: return what a record tells of the options and of the run."""
+    splits = comm.allgather(own)
+    points = comm.allgather(trace.points)
+    work_s = max(split["work_s"] for split in splits)
+    told = {name: value if value is None or isinstance(value, (bool, int, float, str)) else _plain(value)
+            for name, value in vars(options).items() if name not in ("x_key", "y_key", "weight_key", "tuning", "trace")}
+    return {
+        **told, "device": "cpu", "examples": outcome.rows, "epochs": outcome.rows / dataset.rows,
+        "examples_per_s": outcome.rows / work_s, "losses": outcome.losses, "validation_losses": outcome.validation,
+        "stopped": outcome.stopped, "time_split": {name: max(split[name] for split in splits) for name in PHASES},
+        "work_s": work_s, "per_rank": splits, "data": named(data), "rows": dataset.rows, "features": dataset.features,
+        "trace": points,
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): one for key, one in value.items()}
+    return list(value) if isinstance(value, tuple) else str(value)
+

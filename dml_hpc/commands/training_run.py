@@ -1,0 +1,142 @@
+"""What every algorithm of a run is given, and what is given back: wiring that several files of this room share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dml_hpc.comm.clock import Clock
+from dml_hpc.comm.compression import Compression
+from dml_hpc.comm.reducer import Reducer
+from dml_hpc.commands import reducing
+from dml_hpc.commands.learnable import Learnable
+from dml_hpc.commands.opening import most_row_bytes
+from dml_hpc.commands.train_options import Options
+from dml_hpc.console import Console
+from dml_hpc.data import shares
+from dml_hpc.data.batches import Batches
+from dml_hpc.data.dataset import Dataset, no_rows
+from dml_hpc.data.reading import Reader, open_reader
+from dml_hpc.mpi import agreed, first_on_node, ranks_on_node
+from dml_hpc.objectives.sequential import Sequential
+from dml_hpc.optim import open_optimiser
+from dml_hpc.optim.optimiser import Optimiser
+from dml_hpc.optim.schedules import Schedule
+from dml_hpc.trainers.algorithm import Algorithm, Met
+from dml_hpc.trainers.problem import Problem
+from dml_hpc.trainers.trace import Trace
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+
+
+@dataclass
+class Run:
+    """What every algorithm of a run is given; ``options`` are `settled`."""
+
+    comm: Intracomm
+    console: Console
+    dataset: Dataset
+    problem: Problem
+    learnable: Learnable
+    options: Options
+    compressing: Compression | None
+    clock: Clock
+    trace: Trace
+    time_over: Callable[[], bool]
+
+    def shared(self, reader: Reader) -> tuple[Problem, Reader, Clock, Trace, Callable[[], bool]]:
+        """Return what every algorithm is constructed with."""
+        return self.problem, reader, self.clock, self.trace, self.time_over
+
+    def start(self) -> np.ndarray:
+        """Return the parameters to start from (size,), the same on every rank."""
+        return self.problem.objective.initial(self.problem.layers, self.options.seed, self.problem.dtype)
+
+    def open_optimiser(self, owned: tuple[int, int], repeats: bool = False) -> Optimiser:
+        """Return the optimiser of a range of the parameters."""
+        return open_optimiser(self.options.optimiser_settings, owned, self.problem.dtype, self.problem.layers.penalised,
+                              repeats, self.options.average_iterates)
+
+    def schedule(self, steps: int | None, steps_per_epoch: int) -> Schedule:
+        """Return the step sizes of ``steps`` steps (None: nobody knows how many)."""
+        options = self.options
+        return Schedule(str(options.schedule), float(options.step_size or 0), steps, steps_per_epoch,
+                        options.warmup or 0.0)
+
+    def open_reducer(self, stack: ExitStack, size: int, dtype: str, weights: str | None = None) -> Reducer:
+        """Collective: open the reducer of the options, until ``stack`` is closed."""
+        options = self.options
+        open_reducer = reducing.opener(self.console, options.allreduce, options.fan_in, options.tuning,
+                                       self.compressing)
+        more = {} if weights is None else {"weights": weights}
+        return stack.enter_context(open_reducer(self.comm, size, dtype, **more))
+
+    def open_reader(self, stack: ExitStack) -> Reader:
+        """Collective: open this rank's part of every batch, until ``stack`` is closed."""
+        options, comm, dataset = self.options, self.comm, self.dataset
+        node_ranks = ranks_on_node(comm)
+        size = None if options.batch_size == "full" else int(options.batch_size or 1)
+        with first_on_node(comm):
+            batches = Batches(dataset, size, comm.rank, comm.size, options.seed, options.shuffle, dataset.chunk_rows)
+            batches.take(0, 0)
+        with agreed(comm):
+            most_bytes = most_row_bytes(dataset, batches, node_ranks, options.memory_limit)
+            reader = open_reader(dataset, batches, self.learnable, self.problem.dtype, most_bytes)
+        return stack.enter_context(reader)
+
+
+@dataclass
+class Opened:
+    """An algorithm ready to run: ``steps`` is how many it takes (None: no limit), ``tolerance`` what the loop is to
+    look at. ``count_steps(steps, rows)`` are its steps as a user counts them; ``exchange`` names how ``sync`` sums.
+    """
+
+    algorithm: Algorithm
+    steps: int | None
+    tolerance: float | None
+    on_step: Callable[[Met], None]
+    close_bar: Callable[[str], None]
+    reducer: Reducer | None = None
+    exchange: str | None = None
+    count_steps: Callable[[int, int], int] = lambda steps, rows: steps
+
+
+def opened(run: Run, algorithm: Algorithm, steps: int | None, reducer: Reducer | None = None,
+           exchange: str | None = None, **more: Any) -> Opened:
+    """Return an algorithm whose steps advance a progress bar."""
+    bar = run.console.bar(steps or 0, "training")
+    weight_of = run.problem.weight_of
+
+    def on_step(met: Met) -> None:
+        bar.advance(1, f"loss {met.loss / weight_of(met.rows):.4f}" if met.rows else "")
+
+    more.setdefault("tolerance", run.options.tolerance)
+    return Opened(algorithm, steps, on_step=on_step, close_bar=bar.close, reducer=reducer, exchange=exchange, **more)
+
+
+def compile_kernels(run: Run) -> None:
+    """Have this run's kernels compiled, or read from Numba's cache, by running them on no rows."""
+    problem, options = run.problem, run.options
+    X = no_rows(run.dataset, run.dataset.computable(problem.dtype))
+    none, rows, labels = np.empty(0, problem.dtype), np.empty(0, np.int64), np.empty(0)
+    weight = run.learnable(labels, labels if run.dataset.weighted else None)[1]
+    parameters = np.zeros(problem.layers.size, problem.dtype)
+    of_rows = problem.layers, X, none, weight, rows
+    scaling = problem.scaling
+    problem.objective.loss_and_gradient(*of_rows, parameters, parameters.copy())
+    if options.reproducible:
+        problem.objective.fixed_point_gradient(*of_rows, parameters, scaling.shift, scaling.scale, 1.0, 1.0,
+                                               np.zeros(len(parameters) + 3, np.int64))
+    if options.algorithm == "average" and options.batch_size == 1 and problem.objective.sequential:
+        state = Sequential(parameters, problem.l1, problem.l2)
+        problem.objective.sequential_sgd(*of_rows, scaling.shift, scaling.scale, state, 0.0)
+        state.settle()
+        shares.warm_up()
+    elif options.algorithm != "lbfgs":
+        summed = np.empty(0, np.int64 if options.reproducible else problem.dtype)
+        run.open_optimiser((0, 0)).update(none, summed, 0, 1.0, 0.0, 1)

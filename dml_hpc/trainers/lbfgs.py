@@ -1,0 +1,137 @@
+"""``lbfgs``: L-BFGS on the whole data set, its vectors dealt to the ranks (cf. Sandblaster: Dean et al., NIPS 2012)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from dml_hpc.comm.clock import Clock
+from dml_hpc.comm.reducer import Reducer
+from dml_hpc.data.reading import Reader
+from dml_hpc.kernels.dots import dot
+from dml_hpc.optim.lbfgs import lbfgs
+from dml_hpc.trainers.algorithm import Algorithm, Met, Suspects
+from dml_hpc.trainers.gradient import Gradient
+from dml_hpc.trainers.problem import Problem
+from dml_hpc.trainers.trace import Trace
+
+
+class Lbfgs(Algorithm):
+    """A step is an iteration: about one pass over the data, on every rank over its own rows.
+
+    Each rank holds the part of the parameters, of the gradient and of the history that ``reducer`` sums on it, and
+    ranks exchange inner products; where every rank has the whole sum (``mpi``), or sums are reproducible (in fixed
+    point), every rank does the same with whole vectors. Ends when an iteration lowers the objective by less
+    than ``tolerance`` of it.
+    """
+
+    unit = "iteration"
+    step_size = 1.0
+
+    def __init__(self, problem: Problem, reader: Reader, clock: Clock, trace: Trace, time_over: Callable[[], bool],
+                 reducer: Reducer, gradient: Gradient, parameters: np.ndarray, tolerance: float):
+        super().__init__(problem, reader, clock, trace, time_over)
+        self.steps = 1
+        self._reducer, self._gradient, self._tolerance = reducer, gradient, tolerance
+        size = problem.layers.size
+        start, stop = min(reducer.owned[0], size), min(reducer.owned[1], size)
+        everywhere = reducer.comm.allreduce(stop - start)
+        self._whole = gradient.repeats or everywhere > size
+        self._own = slice(0, size) if self._whole else slice(start, stop)
+        self._parameters = parameters.copy()
+        self._x = self._parameters[self._own]
+        self._folded = self._folding = np.empty(0 if problem.scaling.trivial else size, problem.dtype)
+        penalised = [(max(low, self._own.start) - self._own.start, min(high, self._own.stop) - self._own.start)
+                     for low, high in problem.layers.penalised if max(low, self._own.start) < min(high, self._own.stop)]
+        self._penalised = [slice(*part) for part in penalised]
+        self._loss, self._late, self._objective = 0.0, False, math.inf
+        self.evaluations = 0
+        self._iterates = lbfgs(self._evaluate, self._parameters[self._own].copy(), self._dots, l1=problem.l1,
+                               penalised=penalised)
+
+    def advance(self, step: int) -> Met:
+        """See `Algorithm.advance`."""
+        before = self.evaluations
+        iterate = next(self._iterates, None)
+        if iterate is None:
+            return Met(0, 0.0, self._late, "nothing lowers the loss any more")
+        self._x = iterate.x
+        self.clock.lap("compute")
+        rows = self.problem.rows * (self.evaluations - before)
+        self.trace.note(self.reader.count * (self.evaluations - before), self.problem.rows,
+                        self._loss / self.problem.mean_weight)
+        done = iterate.ended
+        fallen = self._objective - iterate.loss
+        if done is None and math.isfinite(fallen) and fallen <= self._tolerance * abs(self._objective):
+            done = "the loss no longer falls"
+        self._objective = iterate.loss
+        return Met(rows, self._loss * (rows / self.problem.rows), self._late, done)
+
+    def _evaluate(self, x: np.ndarray) -> tuple[float, np.ndarray]:
+        """Collective: return the objective and its gradient at the parameters of which ``x`` is this rank's part."""
+        clock, reader, problem, gradient, reducer = self.clock, self.reader, self.problem, self._gradient, self._reducer
+        clock.lap("compute")
+        self._publish(x)
+        self._folded = problem.scaling.fold(self._parameters, self._folding)
+        size, loss = problem.layers.size, None
+        while loss is None:
+            waited_s = reader.waited_s
+            gradient.fill(reader.everything(), self._folded, reducer.buffer, self.time_over())
+            clock.lap("compute", reader.waited_s - waited_s)
+            if self._whole:
+                reducer.allreduce()
+                clock.meet()
+                last = reducer.total[size:].astype(np.float64)
+                last[0] *= gradient.loss_unit
+                loss = gradient.judge(last, problem.rows)
+            else:
+                own = reducer.buffer[size:].astype(np.float64)
+                last = np.empty_like(own)
+                reducer.comm.Allreduce(own, last)
+                reducer.reduce_scatter()
+                clock.meet()
+                loss = float(last[0])
+        self.evaluations += 1
+        self._loss, self._late = loss, self._late or last[-1] > 0
+        weight = problem.weight_of(problem.rows)
+        slope = np.multiply(reducer.total[self._own], gradient.unit / weight, dtype=np.float64).astype(x.dtype)
+        penalty = 0.0
+        for part in self._penalised if problem.l2 else ():
+            slope[part] += problem.l2 * x[part]
+            penalty += problem.l2 / 2 * dot(x[part], x[part])
+        if problem.l2:
+            penalty = penalty if self._whole else reducer.comm.allreduce(penalty)
+        return loss / weight + penalty, slope
+
+    def _publish(self, x: np.ndarray) -> None:
+        """Collective: make ``_parameters`` on every rank those of which each holds its part in ``x``."""
+        if self._whole:
+            self._parameters[:] = x
+            return
+        self._reducer.total[self._own] = x
+        self._reducer.allgather()
+        self._parameters[:] = self._reducer.total[:len(self._parameters)]
+        self.clock.meet()
+
+    def _dots(self, rows: list[np.ndarray], vector: np.ndarray) -> np.ndarray:
+        """Collective: return the inner products of vectors, of which each rank holds its part, with ``vector``."""
+        own = np.array([dot(row, vector) for row in rows])
+        if self._whole:
+            return own
+        self.clock.lap("compute")
+        everywhere = np.empty_like(own)
+        self._reducer.comm.Allreduce(own, everywhere)
+        self.clock.meet()
+        return everywhere
+
+    def parameters(self) -> np.ndarray:
+        """See `Algorithm.parameters`."""
+        self._publish(self._x)
+        self._reducer.comm.Barrier()  # all have read it before anyone writes there again
+        return self._parameters
+
+    def suspects(self, step: int) -> Suspects:
+        """See `Algorithm.suspects`."""
+        return Suspects(self._folded, step, 0)

@@ -1,0 +1,103 @@
+"""How one machine learns alone from the rows it is given: an example at a time, or a mini-batch at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+import numpy as np
+
+from dml_hpc.data.reading import Rows
+from dml_hpc.objectives.sequential import Sequential
+from dml_hpc.optim.optimiser import Optimiser
+from dml_hpc.trainers.problem import Problem
+from dml_hpc.watch import progressed
+
+
+class Learner(ABC):
+    """Holds a model of its own; `begin` gives it one, `learn` changes it, `parameters` returns it."""
+
+    @abstractmethod
+    def begin(self, parameters: np.ndarray) -> None:
+        """Go on from ``parameters`` (size,), by standardised features, which are copied."""
+
+    @abstractmethod
+    def learn(self, parts: Iterable[Rows], step_size: float) -> tuple[int, float]:
+        """Learn from rows; return how many there were, and their summed loss as it was met."""
+
+    @abstractmethod
+    def parameters(self) -> np.ndarray:
+        """Return the model (size,), by standardised features; valid until the next call."""
+
+
+class OneByOne(Learner):
+    """SGD, one example a step: algorithm 1 of Zinkevich, Weimer, Smola and Li, NIPS 2010."""
+
+    def __init__(self, problem: Problem):
+        self._problem = problem
+        self._state = Sequential(np.zeros(problem.layers.size, problem.dtype), problem.l1, problem.l2)
+
+    def begin(self, parameters: np.ndarray) -> None:
+        """See `Learner.begin`."""
+        self._state.settle()[:] = parameters
+
+    def learn(self, parts: Iterable[Rows], step_size: float) -> tuple[int, float]:
+        """See `Learner.learn`."""
+        problem, count, loss = self._problem, 0, 0.0
+        for part in parts:
+            loss += problem.objective.sequential_sgd(
+                problem.layers, part.X, part.y, part.weight, part.rows, problem.scaling.shift, problem.scaling.scale,
+                self._state, step_size)
+            count += len(part.rows)
+            progressed()
+        return count, loss
+
+    def parameters(self) -> np.ndarray:
+        """See `Learner.parameters`."""
+        return self._state.settle()
+
+
+class MiniBatches(Learner):
+    """One step of an optimiser for all the rows that `learn` is given."""
+
+    def __init__(self, problem: Problem, optimiser: Optimiser, clip_norm: float | None = None):
+        self._problem, self.optimiser, self._clip_norm = problem, optimiser, clip_norm
+        size = problem.layers.size
+        self._weights, self._gradient = np.zeros((2, size), problem.dtype)
+        self.folded = self._folding = np.empty(0 if problem.scaling.trivial else size, problem.dtype)
+        self._number = 0
+
+    def begin(self, parameters: np.ndarray) -> None:
+        """See `Learner.begin`."""
+        self._weights[:] = parameters
+
+    def learn(self, parts: Iterable[Rows], step_size: float) -> tuple[int, float]:
+        """See `Learner.learn`."""
+        from dml_hpc.kernels.dots import squared_norm
+
+        problem, gradient = self._problem, self._gradient
+        gradient[:] = 0
+        count = 0
+
+        def counted() -> Iterable[Rows]:
+            nonlocal count
+            for part in parts:
+                count += len(part.rows)
+                yield part
+
+        self.folded = problem.scaling.fold(self._weights, self._folding)
+        loss = problem.loss_and_gradient(counted(), self.folded, gradient)
+        if not count:
+            return 0, 0.0
+        problem.scaling.pull_back(gradient)
+        unit = 1 / problem.weight_of(count)
+        if self._clip_norm is not None:
+            norm = unit * squared_norm(gradient) ** 0.5
+            unit *= min(1.0, self._clip_norm / norm) if norm > 0 else 1.0
+        self._number += 1
+        self.optimiser.update(self._weights, gradient, 0, unit, step_size, self._number)
+        return count, loss
+
+    def parameters(self) -> np.ndarray:
+        """See `Learner.parameters`."""
+        return self._weights

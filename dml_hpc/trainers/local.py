@@ -1,0 +1,98 @@
+"""``local``: every rank takes steps alone, and every τ steps the models are averaged.
+
+Moritz, Nishihara, Stoica and Jordan, *SparkNet*, ICLR 2016, §2.1. With ``average_momentum`` the optimiser's state is
+averaged too (Yu, Jin and Yang, *On the linear speedup analysis of communication efficient momentum SGD*, ICML 2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from dml_hpc.comm.clock import Clock
+from dml_hpc.comm.reducer import Reducer
+from dml_hpc.data.reading import Reader
+from dml_hpc.optim.schedules import Schedule
+from dml_hpc.trainers.algorithm import Algorithm, Met, Suspects
+from dml_hpc.trainers.learners import MiniBatches
+from dml_hpc.trainers.problem import Problem
+from dml_hpc.trainers.trace import Trace
+
+
+class Local(Algorithm):
+    """A step is a round: ``tau`` mini-batches on each rank, then one average, by the rows each rank has met.
+
+    A mini-batch is this rank's part of a batch of all ranks, so that plain SGD with ``tau`` 1 is ``sync``. ``batches``
+    ends the run after so many mini-batches (None: whenever it is told to). ``reducer`` sums `averaged` elements.
+    """
+
+    unit = "round"
+
+    def __init__(self, problem: Problem, reader: Reader, clock: Clock, trace: Trace, time_over: Callable[[], bool],
+                 reducer: Reducer, learner: MiniBatches, schedule: Schedule, parameters: np.ndarray, tau: int,
+                 batches: int | None, average_momentum: bool):
+        super().__init__(problem, reader, clock, trace, time_over)
+        self.steps = max(1, round(reader.steps / tau))
+        self._reducer, self._learner, self._schedule = reducer, learner, schedule
+        self._tau, self._batches = tau, batches
+        self._shared = [learner.parameters(), *(learner.optimiser.state if average_momentum else [])]
+        learner.begin(parameters)
+        self._last = 0
+
+    @staticmethod
+    def averaged(problem: Problem, learner: MiniBatches, average_momentum: bool) -> int:
+        """Return how many elements a round's average has."""
+        return problem.layers.size * (1 + (len(learner.optimiser.state) if average_momentum else 0))
+
+    def advance(self, step: int) -> Met:
+        """See `Algorithm.advance`."""
+        clock, reader = self.clock, self.reader
+        count, loss, late = 0, 0.0, False
+        stop = (step + 1) * self._tau
+        for number in range(step * self._tau, stop if self._batches is None else min(stop, self._batches)):
+            self._last, self.step_size = number, self._schedule.step_size(number)
+            waited_s = reader.waited_s
+            parts, _ = reader.take(*divmod(number, reader.steps))
+            clock.lap("read")
+            rows, met = self._learner.learn(parts, self.step_size)
+            count, loss = count + rows, loss + met
+            clock.lap("compute", reader.waited_s - waited_s)
+            late = self.time_over()
+            if late or not np.isfinite(met):
+                break
+        rows, loss, late = self._average(count, loss, late)
+        self.trace.note(count, rows, loss / self.problem.mean_weight)
+        return Met(rows, loss, late)
+
+    def _average(self, count: int, loss: float, late: bool) -> tuple[int, float, bool]:
+        """Collective: make every rank's model the average; return what all ranks have met together."""
+        size = self.problem.layers.size
+        for place, vector in enumerate(self._shared):
+            np.multiply(vector, count, out=self._reducer.buffer[place * size:(place + 1) * size])
+        self.clock.lap("compute")
+        totals = np.array([count, loss, late], np.float64)
+        self._reducer.comm.Allreduce(totals.copy(), totals)
+        self._reducer.allreduce()
+        self.clock.meet()
+        for place, vector in enumerate(self._shared):
+            if totals[0]:
+                np.divide(self._reducer.total[place * size:(place + 1) * size], totals[0], out=vector)
+        self.clock.lap("compute")
+        return int(totals[0]), float(totals[1]), bool(totals[2])
+
+    def parameters(self) -> np.ndarray:
+        """See `Algorithm.parameters`."""
+        own = self._learner.optimiser.average
+        if own is None:
+            return self._learner.parameters()
+        # Every rank has taken part in as many steps; a rank without rows has no average.
+        has = float(self.reader.count > 0)
+        self._reducer.buffer[:] = 0
+        np.multiply(own, has, out=self._reducer.buffer[:len(own)])
+        self._reducer.allreduce()
+        return self._reducer.total[:len(own)] / max(self._reducer.comm.allreduce(has), 1.0)
+
+    def suspects(self, step: int) -> Suspects:
+        """See `Algorithm.suspects`."""
+        return Suspects(self._learner.folded, *divmod(self._last, self.reader.steps))
