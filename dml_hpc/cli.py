@@ -346,6 +346,7 @@ def compare(comm: Any, console: Any, **arguments: Any) -> Any:
 @data_argument
 @x_key
 @y_key
+@weight_key
 def evaluate(comm: Any, console: Any, **arguments: Any) -> Any:
     """How good MODEL is on the data set DATA."""
     from dml_hpc.commands import evaluate

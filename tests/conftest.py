@@ -29,6 +29,7 @@ collect_ignore = ["unit"] if SIZE > 1 else []
 def pytest_configure(config: pytest.Config) -> None:
     """Keep hold of the real stderr, which pytest captures during tests; let only rank 0 report progress."""
     config.addinivalue_line("markers", "job: starts ranks of its own with mpirun; repeated with every MPI")
+    config.addinivalue_line("markers", "maths: what is shown does not depend on the MPI library; run with one alone")
     global _stderr
     _stderr = os.dup(2)  # during tests, 2 is pytest's
     if RANK > 0:

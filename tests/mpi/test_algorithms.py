@@ -20,6 +20,7 @@ from dml_hpc.mpi import on_root
 from dml_hpc.store.model import read_model
 
 pytestmark = pytest.mark.mpi
+maths = pytest.mark.maths
 
 ROWS, FEATURES = 600, 6
 
@@ -64,6 +65,7 @@ def weights_of(comm, path):
 OBJECTIVES = ["linear", "huber", "logistic", "hinge", "squared-hinge", "poisson", "softmax", "mlp"]
 
 
+@maths
 @pytest.mark.parametrize("thin", [False, True], ids=["dense", "csr"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_ranks_reproduce_one_rank(comm, folder, objective, thin):
@@ -112,6 +114,7 @@ def penalised_loss(objective, X, y, classes=3):
     return value
 
 
+@maths
 @pytest.mark.parametrize("objective", ["linear", "huber", "logistic", "squared-hinge", "poisson", "softmax"])
 def test_lbfgs_reaches_the_optimum(comm, folder, objective):
     X, y = examples(objective, seed=2)
@@ -125,6 +128,7 @@ def test_lbfgs_reaches_the_optimum(comm, folder, objective):
     assert result["loss"] + result["penalty"] == pytest.approx(best.fun, rel=1e-6)
 
 
+@maths
 def test_lbfgs_with_l1_finds_scikit_learns_lasso(comm, folder):
     from sklearn.linear_model import ElasticNet, Lasso
 
@@ -140,8 +144,10 @@ def test_lbfgs_with_l1_finds_scikit_learns_lasso(comm, folder):
         assert np.array_equal(got == 0, expected == 0)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adagrad", "rmsprop", "adam", "adamw"])
-@pytest.mark.parametrize("algorithm", ["sync", "local"])
+@maths
+@pytest.mark.parametrize(("algorithm", "optimizer"), [
+    ("sync", "sgd"), ("sync", "nesterov"), ("sync", "adagrad"), ("sync", "rmsprop"), ("sync", "adam"),
+    ("sync", "adamw"), ("local", "nesterov"), ("local", "adam")])
 def test_every_optimiser_learns(comm, folder, algorithm, optimizer):
     X, y = examples("logistic", rows=1200, seed=3)
     data = make(comm, folder, "data", X, y)
@@ -161,6 +167,7 @@ def test_local_steps_averaged_every_time_are_synchronous_ones(comm, folder):
                                atol=1e-12)
 
 
+@maths
 @pytest.mark.parametrize("average_momentum", [False, True])
 def test_local_sgd_learns_with_few_averages(comm, folder, average_momentum):
     X, y = examples("logistic", rows=1500, seed=5)
@@ -171,11 +178,11 @@ def test_local_sgd_learns_with_few_averages(comm, folder, average_momentum):
     assert result["loss"] < 1.03 * best and result["steps"] == 300
 
 
-@pytest.mark.parametrize("thin", [False, True], ids=["dense", "csr"])
-@pytest.mark.parametrize(("objective", "more"), [
-    ("logistic", {}), ("huber", {"l2": 1e-3}), ("hinge", {"l1": 1e-4}), ("softmax", {"l2": 1e-3}),
-    ("mlp", {"hidden": (4,)}), ("linear", {"replicas": True}), ("logistic", {"rounds": 5, "weighting": "rows"}),
-    ("logistic", {"batch_size": 8})])
+@maths
+@pytest.mark.parametrize(("objective", "thin", "more"), [
+    ("logistic", False, {}), ("huber", True, {"l2": 1e-3}), ("hinge", True, {"l1": 1e-4}),
+    ("softmax", True, {"l2": 1e-3}), ("softmax", False, {}), ("mlp", False, {"hidden": (4,)}), ("linear", False, {"replicas": True}),
+    ("logistic", True, {"rounds": 5, "weighting": "rows"}), ("logistic", False, {"batch_size": 8})])
 def test_as_many_machines_learn_the_same_on_any_number_of_ranks(comm, folder, objective, more, thin):
     X, y = examples(objective, seed=6, thin=thin)
     data = make(comm, folder, "data", sparse(X) if thin else X, y, dtype="float64")
@@ -192,6 +199,7 @@ def test_as_many_machines_learn_the_same_on_any_number_of_ranks(comm, folder, ob
     assert many["examples"] == one["examples"]
 
 
+@maths
 @pytest.mark.parametrize("more", [{"optimizer": "adagrad"}, {"optimizer": "sgd", "momentum": 0.0},
                                   {"optimizer": "sgd", "momentum": 0.0, "l2": 0.01, "l1": 0.001},
                                   {"optimizer": "adagrad", "l1": 0.001}])
@@ -210,13 +218,18 @@ def test_exchanging_what_rows_touch_gives_the_steps_of_whole_sums(comm, folder, 
 
 
 def test_the_exchange_is_chosen_by_measuring(comm, folder):
-    rng = np.random.default_rng(0)
-    entries = rng.integers(0, 1 << 20, (400, 5))
-    from dml_hpc.data.csr import Csr
+    def write():
+        rng = np.random.default_rng(0)
+        with h5py.File(folder / "wide.h5", "w") as file:
+            group = file.create_group("X")
+            group.attrs["shape"] = (400, 1 << 22)
+            group["data"], group["indptr"] = np.ones(2000, "f4"), np.arange(401) * 5
+            group["indices"] = np.sort(rng.integers(0, 1 << 22, (400, 5)), axis=1).reshape(-1).astype("i4")
+            file["y"] = rng.integers(0, 2, 400).astype(float)
 
-    X = Csr(np.ones(2000, "f4"), np.sort(entries, axis=1).reshape(-1).astype("i4"), np.arange(401) * 5, 1 << 20)
-    data = make(comm, folder, "wide", X, rng.integers(0, 2, 400).astype(float))
-    result = fit(comm, data, folder / "m.h5", batch_size=16, epochs=1, dtype="float32", allreduce="mpi")
+    on_root(comm, write)
+    result = fit(comm, folder / "wide.h5", folder / "m.h5", batch_size=16, epochs=1, dtype="float32", allreduce="mpi",
+                 scale=False)
     assert (result["optimizer"], result["exchange_used"]) == ("adagrad", "sparse")
 
 
@@ -228,13 +241,14 @@ def test_sums_under_way_while_ranks_compute_give_the_same_steps(comm, folder, sc
     settings = {"objective": "mlp", "hidden": (256, 260), "algorithm": "sync", "batch_size": 40, "epochs": 2,
                 "scale": scale, "step_size": 1e-3, "l2": 1e-3}
     fit(comm, data, folder / "plain.h5", overlap=False, **settings)
-    for reducer in ("ring", "hierarchical", "mpi"):
+    for reducer in ("ring", "hierarchical"):
         result = fit(comm, data, folder / f"{reducer}.h5", overlap=True, **{**settings, "allreduce": reducer})
         assert result["exchange_used"] == "overlapped"
         got, expected = weights_of(comm, folder / f"{reducer}.h5"), weights_of(comm, folder / "plain.h5")
         assert np.linalg.norm(got - expected) <= 1e-8 * np.linalg.norm(expected)
 
 
+@maths
 def test_a_gradient_is_shortened_to_its_longest_norm(comm, folder):
     X, y = examples("linear", seed=9)
     data = make(comm, folder, "data", X, y * 100, dtype="float64")
@@ -247,6 +261,7 @@ def test_a_gradient_is_shortened_to_its_longest_norm(comm, folder):
         np.testing.assert_allclose(short, 0.5 * free / np.linalg.norm(free), rtol=1e-5)
 
 
+@maths
 def test_averaged_iterates_are_nearer_the_optimum(comm, folder):
     X, y = examples("logistic", rows=1000, seed=10)
     data = make(comm, folder, "data", X, y, dtype="float64")
@@ -336,6 +351,7 @@ def test_a_rising_loss_stops_the_run(comm, folder):
             momentum=0.0, schedule="constant", epochs=400)
 
 
+@maths
 @pytest.mark.parametrize("thin", [False, True], ids=["dense", "csr"])
 @pytest.mark.parametrize("objective", ["logistic", "linear", "softmax"])
 def test_a_weight_counts_as_so_many_rows(comm, folder, objective, thin):
@@ -354,6 +370,7 @@ def test_a_weight_counts_as_so_many_rows(comm, folder, objective, thin):
     assert ignored["loss"] != pytest.approx(one["loss"], rel=1e-6)
 
 
+@maths
 def test_balanced_classes_are_scikit_learns(comm, folder):
     from sklearn.linear_model import LogisticRegression
 

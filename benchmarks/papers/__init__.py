@@ -1,0 +1,1 @@
+"""Experiments of papers, redone; see each file."""
