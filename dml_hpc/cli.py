@@ -271,7 +271,8 @@ STEP_OPTIONS = (
            help="average: what a machine's model counts.  [default: equal]"),
 )
 LIMIT_OPTIONS = (
-    option("--epochs", type=POSITIVE, default=None, help="Passes over the data.  [default: 10; lbfgs: 100]"),
+    option("--epochs", type=POSITIVE, default=None,
+           help="Passes over the data; lbfgs: iterations.  [default: 10; lbfgs: 100]"),
     option("--steps", type=POSITIVE, default=None,
            help="Steps, instead of --epochs: batches (sync, local), examples a machine (average), iterations (lbfgs)."),
     option("--time-budget", type=Finite(min=0, min_open=True), default=None, metavar="SECONDS",
@@ -279,8 +280,9 @@ LIMIT_OPTIONS = (
     option("--tolerance", type=NOT_NEGATIVE, default=None, metavar="SHARE",
            help="Stop when an epoch lowers the loss by less than this share of it.  [default: never; lbfgs: 1e-7]"),
     option("--validation", type=PATH, default=None, metavar="DATASET",
-           help="Keep the model that is best on this data set, looked at after every epoch."),
-    option("--patience", type=POSITIVE, default=3, metavar="N", help="Stop after N looks that find it no better."),
+           help="Keep the model that is best on this data set, looked at after every epoch (average: every round)."),
+    option("--patience", type=POSITIVE, default=None, metavar="N",
+           help="Stop after N looks that find it no better.  [default: 3; compare: never]"),
 )
 OTHER_TRAINING_OPTIONS = (
     option("--memory-limit", type=Size(), default=None, help="Memory that a rank may take in all, such as 2G; rows "
@@ -328,9 +330,9 @@ def train(comm: Any, console: Any, **arguments: Any) -> Any:
 @x_key
 @y_key
 @weight_key
-@option("--contenders", type=Contenders("train"), default="sync,local,average,lbfgs",
+@option("--contenders", type=Contenders("train"), default=None,
         help="What to compare: algorithms, each with options of train that differ: "
-        "sync,sync:optimizer=adam:step-size=0.01")
+        "sync,sync:optimizer=adam:step-size=0.01.  [default: every algorithm]")
 @options(MODEL_OPTIONS, LIMIT_OPTIONS, SUM_OPTIONS, OTHER_TRAINING_OPTIONS)
 @option("-o", "--plot", type=PATH, default=None, metavar="FILE", help="Draw loss against time into FILE.png or .svg.")
 @overwrite

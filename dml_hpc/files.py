@@ -8,7 +8,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,13 +37,18 @@ def file_sha256(path: Path, most_bytes: int | None = None) -> str:
     return digest.hexdigest()
 
 
-def check_output(path: str | os.PathLike[str], overwrite: bool, folder: bool = False) -> Path:
+def check_output(path: str | os.PathLike[str], overwrite: bool, folder: bool = False, option: str = "-o",
+                 inputs: Iterable[str | os.PathLike[str]] = ()) -> Path:
     """Return ``path`` when a run may write a file (or, with ``folder``, a folder) there, before it spends any time.
 
     Raises `UserError` when it exists and ``overwrite`` is false or it is not of that kind, when it is a folder that
-    cannot be replaced, or when the folder it is to be in is missing or not writable.
+    cannot be replaced, or when the folder it is to be in is missing or not writable. ``inputs``, which the run reads,
+    and what lies in them are never replaced. ``option`` is the one that named the path.
     """
     path = Path(path)
+    for read in map(Path, inputs):
+        if path.resolve() == read.resolve() or (read.is_dir() and path.resolve().is_relative_to(read.resolve())):
+            raise UserError(f"{path} is what this run reads, or a part of it; choose another {option}")
     kind = "folder" if folder else "file"
     try:
         mode = path.stat().st_mode
@@ -54,17 +59,17 @@ def check_output(path: str | os.PathLike[str], overwrite: bool, folder: bool = F
     if mode is not None:
         there = "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "device, pipe or socket"
         if there != kind:
-            raise UserError(f"{path} is a {there}, a {kind} is to be written there; choose another -o")
+            raise UserError(f"{path} is a {there}, a {kind} is to be written there; choose another {option}")
         if folder and (path.name == ".." or path.is_mount() or Path.cwd().is_relative_to(path.resolve())):
             raise UserError(f"{path} is a mount point or the current folder, or holds it, and cannot be replaced; "
-                            "choose another -o, such as a new folder in it")
+                            f"choose another {option}, such as a new folder in it")
         if not overwrite:
-            raise UserError(f"{path} exists; give --overwrite to replace it, or another -o")
+            raise UserError(f"{path} exists; give --overwrite to replace it, or another {option}")
     parent = path.absolute().parent
     if not parent.is_dir():
-        raise UserError(f"the folder {parent} does not exist; make it first (mkdir -p) or choose another -o")
+        raise UserError(f"the folder {parent} does not exist; make it first (mkdir -p) or choose another {option}")
     if not os.access(parent, os.W_OK):
-        raise UserError(f"the folder {parent} is not writable; choose another -o")
+        raise UserError(f"the folder {parent} is not writable; choose another {option}")
     return path
 
 

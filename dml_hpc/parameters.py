@@ -88,20 +88,20 @@ class BatchSize(click.ParamType):
 
 
 class Widths(click.ParamType):
-    """Widths of layers: ``128,64``."""
+    """Widths of layers: ``128,64``, or ``128x64`` where commas part other things."""
 
     name = "N,…"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         """Return the widths."""
-        words = value.split(",") if isinstance(value, str) else [str(word) for word in value]
+        words = re.split("[,x]", value) if isinstance(value, str) else [str(word) for word in value]
         if not all(word.strip().isascii() and word.strip().isdigit() and 0 < int(word) < 1 << 31 for word in words):
             self.fail(f"{value!r} are no widths of layers (such as 128,64)", param, ctx)
         return tuple(int(word) for word in words)
 
 
 class ClassWeight(click.ParamType):
-    """What each class counts: ``balanced``, or ``0=1,1=5``."""
+    """What each class counts: ``balanced``, or ``0=1,1=5``; ``0=1;1=5`` where commas part other things."""
 
     name = "balanced|VALUE=W,…"
 
@@ -110,7 +110,7 @@ class ClassWeight(click.ParamType):
         if value == "balanced" or isinstance(value, dict):
             return value
         found = {}
-        for word in str(value).split(","):
+        for word in re.split("[,;]", str(value)):
             try:
                 name, weight = (float(part) for part in word.split("="))
             except ValueError:

@@ -85,6 +85,16 @@ def _check_record(path: Path) -> None:
         raise UserError(f"--record: the folder {path.absolute().parent} does not exist; make it first (mkdir -p)")
     if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
         raise UserError(f"--record: {path} cannot be written; choose another file")
+    if path.exists() and path.stat().st_size:
+        with path.open("rb") as file:
+            line = file.readline(1 << 26)
+        try:
+            is_record = "command" in json.loads(line)
+        except (ValueError, TypeError, RecursionError):
+            is_record = False
+        if not is_record:
+            raise UserError(f"--record: {path} holds something else than run records, which would be spoilt; choose "
+                            "another file")
 
 
 def verb_path(ctx: click.Context) -> str:

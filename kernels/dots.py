@@ -21,3 +21,17 @@ def squared_norm(a):
     for j in range(len(a)):
         total += float(a[j]) * float(a[j])
     return total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def combine(coefficients, vectors, out):
+    """out = Σ_i coefficients_i·vectors_i, of vectors (rows, count), in the order of the rows."""
+    for start in range(0, len(out), 4096):  # a piece of out stays in the cache
+        stop = min(start + 4096, len(out))
+        for j in range(start, stop):
+            out[j] = 0
+        for i in range(len(coefficients)):
+            c = coefficients[i]
+            if c != 0:
+                for j in range(start, stop):
+                    out[j] += c * vectors[i, j]

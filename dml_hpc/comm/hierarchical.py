@@ -76,7 +76,7 @@ class HierarchicalReducer(Reducer):
         self._vectors = vectors = NodeVectors(self.comm, self._node, self.size, kind, cuts,
                                               None if weights_dtype is None else storage(weights_dtype))
         self._place = 0
-        self.buffer = self.total = vectors.buffers[0]
+        self.buffer, self.total = vectors.buffers[0], vectors.totals[1]
         self.weights = vectors.weights
         self._slice = vectors.own
         self._scratch = np.empty(min(CHUNK_BYTES // kind.itemsize, self._slice.stop - self._slice.start), kind)

@@ -16,11 +16,12 @@ from dml_hpc.data.shares import CHUNK_ROWS, DealtShare, DrawnShare, Share, Share
 from dml_hpc.errors import UserError
 from dml_hpc.layout import split
 from dml_hpc.mpi import agreed, ranks_on_node
-from dml_hpc.trainers.averaging import Averaging, Machine
+from dml_hpc.trainers.averaging import Averaging, Plan
 from dml_hpc.trainers.gradient import FixedPointGradient, FloatGradient, Gradient
 from dml_hpc.trainers.lbfgs import Lbfgs
 from dml_hpc.trainers.learners import MiniBatches, OneByOne
 from dml_hpc.trainers.local import Local
+from dml_hpc.trainers.machines import Machine
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def open_algorithm(run: Run) -> Iterator[Opened]:
         found = OPENERS[str(run.options.algorithm)](run, stack)
         reducer = found.reducer
         if reducer is not None and found.exchange != "overlapped":
-            run.trace.bytes_sent = lambda: reducer.bytes_sent
+            run.trace.count_bytes = lambda: reducer.bytes_sent
         yield found
 
 
@@ -55,7 +56,7 @@ def _open_local(run: Run, stack: ExitStack) -> Opened:
                       batches, options.average_momentum)
     rounds = None if batches is None else -(-batches // tau)
     return opened(run, algorithm, rounds, reducer,
-                  count_steps=lambda steps, rows: steps * tau if batches is None else min(steps * tau, batches))
+                  count_steps=lambda steps: run.comm.allreduce(algorithm.batches, op=max))
 
 
 def _open_lbfgs(run: Run, stack: ExitStack) -> Opened:
@@ -71,6 +72,9 @@ def _open_average(run: Run, stack: ExitStack) -> Opened:
     options, comm, problem = run.options, run.comm, run.problem
     count = options.machines or comm.size
     with agreed(comm):
+        if options.time_budget is not None and options.rounds != 1 and options.epochs is None and options.steps is None:
+            raise UserError("--time-budget alone does not say how long a round is; give --epochs or --steps too, or "
+                            "leave out --rounds")
         if options.time_budget is not None and count > comm.size:
             raise UserError(f"--time-budget does not go with more --machines ({count}) than ranks ({comm.size}), which "
                             "take turns; give --epochs or --steps")
@@ -86,13 +90,13 @@ def _open_average(run: Run, stack: ExitStack) -> Opened:
     if options.steps is not None:
         chunks = -(-options.steps // CHUNK_ROWS)
     bar = run.console.bar((chunks or 0) * len(machines), "training")
-    algorithm = Averaging(*run.shared(readers[0]), reducer, learner, machines, count,
-                          run.schedule(chunks, readers[0].steps), run.start(), int(options.rounds or 1), epochs,
-                          options.steps, options.weighting == "rows",
-                          None if one_by_one else int(options.batch_size or 1),
-                          lambda rows, loss: bar.advance(1, f"loss {loss:.4f}"))
+    plan = Plan(count, int(options.rounds or 1), epochs, options.steps, options.weighting == "rows",
+                None if one_by_one else int(options.batch_size or 1), run.at_once)
+    algorithm = Averaging(*run.shared(readers[0]), plan, reducer, learner, machines,
+                          run.schedule(chunks, readers[0].steps), run.start(),
+                          lambda loss: bar.advance(1, f"loss {loss:.4f}"))
     return Opened(algorithm, options.rounds, options.tolerance, lambda met: None, bar.close, reducer,
-                  count_steps=lambda steps, rows: algorithm.most_examples)
+                  count_steps=lambda steps: algorithm.most_examples())
 
 
 def _readers(run: Run, stack: ExitStack, count: int, own: range) -> list[Reader]:

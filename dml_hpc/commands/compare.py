@@ -9,45 +9,67 @@ from typing import TYPE_CHECKING, Any
 
 from dml_hpc.commands import reducing
 from dml_hpc.commands.fitting import fit
-from dml_hpc.commands.opening import named
-from dml_hpc.commands.train_options import Options
+from dml_hpc.commands.opening import named, open_data
+from dml_hpc.commands.train_options import Options, settled
 from dml_hpc.console import Console
-from dml_hpc.errors import AgreedError, UserError
+from dml_hpc.errors import EXIT_JOB, AgreedError, UserError
 from dml_hpc.files import check_output, replaced_file
 from dml_hpc.mpi import agreed
+from dml_hpc.objectives import open_objective
+from dml_hpc.trainers import ALGORITHMS
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
+NEVER = 1 << 62
 HEADER = ("contender", "loss", "validation", "epochs", "steps", "examples/s", "sent MB", "idle", "")
 
 
-def run(comm: Intracomm, console: Console, data: Sequence[Path], contenders: Sequence[tuple[str, dict[str, Any]]],
-        plot: Path | None, overwrite: bool, **options: Any) -> dict[str, Any]:
+def run(comm: Intracomm, console: Console, data: Sequence[Path],
+        contenders: Sequence[tuple[str, dict[str, Any]]] | None, plot: Path | None, overwrite: bool,
+        **options: Any) -> dict[str, Any]:
     """Collective: train with each of the ``contenders``, (name, options that differ), one after the other.
 
-    ``options`` are those of `Options` that all share. A contender that fails (it diverges, say) is listed with what it
-    said. Returns the keys of the ``--json`` object on every rank: ``contenders``, from the least loss on.
+    None: with every algorithm that the options allow. ``options`` are those of `Options` that all share. A contender
+    that fails (it diverges, say) is listed with what it said. Returns the keys of the ``--json`` object on every rank:
+    ``contenders``, from the least loss on.
     """
     shared = Options(**options)
+    if shared.patience is None:  # all are given the same time
+        shared = replace(shared, patience=None if shared.validation is None else NEVER)
+    with agreed(comm):
+        objective = open_objective(shared.objective, **shared.objective_settings)
+    dataset = open_data(comm, data, shared.x_key, shared.y_key, shared.weight_key)
+    if contenders is None:
+        contenders = [(name, {"algorithm": name}) for name in ALGORITHMS
+                      if not (name == "lbfgs" and not objective.smooth)
+                      and not (name in ("average", "local") and shared.reproducible)]
     with agreed(comm):
         reducing.check(shared.allreduce, shared.tuning, plot or Path("-"), comm.rank)
+        names = [name for name, _ in contenders]
         for name, changes in contenders:  # all are looked at before the first one runs
-            replace(shared, **changes).objective_settings  # noqa: B018 -- raises for what does not go together
-            if any(name == other for other, _ in contenders[:contenders.index((name, changes))]):
+            if names.count(name) > 1:
                 raise UserError(f"the contender {name} is named twice")
+            for option in ("objective", "huber_delta", "class_weight", "sample_weight"):
+                if option in changes:
+                    raise UserError(f"{name}: losses under another --{option.replace('_', '-')} cannot be compared; "
+                                    "give it to all")
+            try:
+                settled(replace(shared, **changes), objective, dataset.kind == "csr", dataset.features, dataset.rows)
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from None
         if comm.rank == 0 and plot is not None:
             from dml_hpc.reports.plots import check_matplotlib
 
             if plot.suffix.lower() not in (".png", ".svg"):
                 raise UserError(f"--plot draws .png and .svg files, not {plot.name}")
-            check_output(plot, overwrite)
+            check_output(plot, overwrite, inputs=[*data, *([] if shared.validation is None else [shared.validation])])
             check_matplotlib()
     rows = []
     for name, changes in contenders:
         quiet = Console(rank=1)
         try:
-            found = fit(comm, quiet, data, replace(shared, **changes)).result
+            found = fit(comm, quiet, data, replace(shared, **changes), at_once=False).result
         except AgreedError as error:
             if error.exit_code == 2:
                 raise AgreedError(f"{name}: {error}", error.rank, 2) from None
@@ -61,7 +83,8 @@ def run(comm: Intracomm, console: Console, data: Sequence[Path], contenders: Seq
         with agreed(comm):
             if comm.rank == 0:
                 _draw(plot, rows)
-    return {"contenders": rows, "data": named(data), "time_budget": shared.time_budget}
+    result = {"contenders": rows, "data": named(data), "time_budget": shared.time_budget}
+    return {**result, "exit_code": EXIT_JOB} if all("failed" in row for row in rows) else result
 
 
 def _score(row: dict[str, Any]) -> float:

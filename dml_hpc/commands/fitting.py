@@ -14,10 +14,10 @@ from dml_hpc.comm.clock import PHASES, Clock
 from dml_hpc.comm.reducer import Reducer
 from dml_hpc.commands import reducing
 from dml_hpc.commands.algorithms import open_algorithm
-from dml_hpc.commands.learnable import Learnable, mean_weight, open_learnable
+from dml_hpc.commands.learnable import Learnable, open_learnable
 from dml_hpc.commands.opening import most_row_bytes, named, open_data
 from dml_hpc.commands.scoring import check_features
-from dml_hpc.commands.train_options import Options, settled
+from dml_hpc.commands.train_options import PATIENCE, Options, settled
 from dml_hpc.commands.training_run import Run, compile_kernels
 from dml_hpc.console import Console
 from dml_hpc.data.batches import Batches
@@ -32,7 +32,7 @@ from dml_hpc.objectives.layers import Layers
 from dml_hpc.objectives.scaling import Scaling, identity, of_sparse, standardising
 from dml_hpc.reports.timeline import write_timeline
 from dml_hpc.store.model import Model, weights_digest
-from dml_hpc.trainers.divergence import diverged
+from dml_hpc.trainers.divergence import advice, diverged
 from dml_hpc.trainers.loop import LEAST_ROWS, RISEN, Limits, Outcome, train
 from dml_hpc.trainers.problem import Problem
 from dml_hpc.trainers.theory import explain
@@ -50,8 +50,11 @@ class Fit:
     result: dict[str, Any]
 
 
-def fit(comm: Intracomm, console: Console, data: Sequence[Path], given: Options) -> Fit:
-    """Collective: train on the data set ``data`` as the options say. Raises `AgreedError`."""
+def fit(comm: Intracomm, console: Console, data: Sequence[Path], given: Options, at_once: bool = True) -> Fit:
+    """Collective: train on the data set ``data`` as the options say. Raises `AgreedError`.
+
+    With ``at_once`` a rank whose loss goes wrong where no other knows of it ends the job there and then.
+    """
     with agreed(comm):
         objective = open_objective(given.objective, **given.objective_settings)
     dataset = open_data(comm, data, given.x_key, given.y_key, given.weight_key, statistics=given.scale)
@@ -65,12 +68,11 @@ def fit(comm: Intracomm, console: Console, data: Sequence[Path], given: Options)
         dtype = np.dtype(options.dtype)
         compressing = _compressing(options)
     learnable = open_learnable(comm, dataset, objective, classes, dtype, options.class_weight, options.sample_weight)
-    weight = mean_weight(comm, dataset, learnable)
     validation = _open_validation(comm, dataset, options)
     start_compiler()
     with agreed(comm):
         scaling, squared_norm = _scaling(dataset, layers, options, dtype)
-        problem = Problem(objective, layers, scaling, dataset.rows, weight, options.l1, options.l2, dtype, squared_norm)
+        problem = Problem(objective, layers, scaling, dataset.rows, options.l1, options.l2, dtype, squared_norm)
     console.say(f"train    {options.objective} on {named(data)}: {dataset.rows:,} rows × {dataset.features:,} "
                 f"features, {comm.size} rank{'s' * (comm.size > 1)}, {options.algorithm} with the "
                 f"{options.allreduce} all-reduce")
@@ -81,7 +83,7 @@ def fit(comm: Intracomm, console: Console, data: Sequence[Path], given: Options)
     if options.time_budget is not None:
         budget = options.time_budget
         time_over = lambda: trace.seconds > budget  # noqa: E731
-    run = Run(comm, console, dataset, problem, learnable, options, compressing, clock, trace, time_over)
+    run = Run(comm, console, dataset, problem, learnable, options, compressing, clock, trace, time_over, at_once)
     with first_on_node(comm):  # the first rank fills Numba's cache, the others load it
         compile_kernels(run)
     with open_algorithm(run) as opened:
@@ -92,25 +94,27 @@ def fit(comm: Intracomm, console: Console, data: Sequence[Path], given: Options)
             validate = _Validation(comm, validation, problem, learnable, options).loss
         comm.Barrier()  # so that time begins at once everywhere
         started = time.perf_counter()
-        outcome = train(comm, algorithm, Limits(opened.steps, opened.tolerance, options.patience), opened.on_step,
-                        validate, lambda step, how: diverged(comm, algorithm, step, how))
+        limits = Limits(opened.steps, opened.tolerance, int(options.patience or PATIENCE))
+        outcome = train(comm, algorithm, limits, opened.on_step, validate,
+                        lambda step, how: diverged(comm, algorithm, step, how))
         work_s = time.perf_counter() - started
         outcome.losses = algorithm.epoch_losses() or outcome.losses
         raw = scaling.fold(outcome.parameters, np.empty_like(outcome.parameters))
-        loss = _final_loss(comm, problem, reader, raw)
+        digest = _same_everywhere(comm, raw)
+        loss = _final_loss(comm, problem, reader, raw, advice(algorithm, None))
         if outcome.began > 0 and loss > RISEN * outcome.began and dataset.rows >= LEAST_ROWS:
             raise diverged(comm, algorithm, outcome.steps - 1, f"rose from {outcome.began:.4g} to {loss:.4g}")
         opened.close_bar(f"loss {loss:.4f}")
-        digest = _same_everywhere(comm, raw)
         theory = explain(comm, algorithm, lambda parameters: _loss(comm, problem, reader, scaling.fold(
             parameters, np.empty_like(parameters))), loss)
+        steps = opened.count_steps(outcome.steps)
         own = {**clock.seconds, "rows": algorithm.own_rows, "work_s": work_s, "bytes_sent": trace.bytes_sent(),
                "rows_are": reader.how, "peak_bytes": peak_bytes(), "examples": round(trace.examples)}
     if options.trace is not None:
         write_timeline(comm, options.trace, clock.spans(started))
     result = _account(comm, data, dataset, options, outcome, own, trace)
     result.update(exchange_used=opened.exchange, loss=loss, penalty=problem.penalty(outcome.parameters),
-                  weights_digest=digest, theory=theory, steps=opened.count_steps(outcome.steps, outcome.rows),
+                  weights_digest=digest, theory=theory, steps=steps,
                   parameters=layers.size, **_summing(opened.reducer, options))
     training = {key: value for key, value in result.items() if key not in _OF_THE_RUN} | {"ranks": comm.size}
     model = Model(objective.name, objective.settings, layers.widths, raw, dataset.manifest.feature_names, label.name,
@@ -175,8 +179,7 @@ class _Validation:
 
     def __init__(self, comm: Intracomm, held: Dataset, problem: Problem, learnable: Learnable, options: Options):
         self._comm, self._problem = comm, problem
-        weight = mean_weight(comm, held, learnable)
-        self._weight = held.rows * weight
+        self._rows, learnable = held.rows, learnable.of(comm, held)
         node_ranks = ranks_on_node(comm)
         with agreed(comm):
             batches = Batches(held, None, comm.rank, comm.size)
@@ -187,20 +190,20 @@ class _Validation:
         """Collective: return the mean loss under ``parameters`` by standardised features."""
         raw = self._problem.scaling.fold(parameters, np.empty_like(parameters))
         own = self._problem.loss_and_gradient(self._reader.everything(), raw, np.zeros_like(raw))
-        return self._comm.allreduce(own) / self._weight
+        return self._comm.allreduce(own) / self._rows
 
 
 def _loss(comm: Intracomm, problem: Problem, reader: Reader, raw: np.ndarray) -> float:
     """Collective: return the mean loss of all rows, without the penalty: one more pass over the data."""
     own = problem.loss_and_gradient(reader.everything(), raw, np.zeros_like(raw))
-    return comm.allreduce(own) / problem.weight_of(problem.rows)
+    return comm.allreduce(own) / max(problem.rows, 1)
 
 
-def _final_loss(comm: Intracomm, problem: Problem, reader: Reader, raw: np.ndarray) -> float:
+def _final_loss(comm: Intracomm, problem: Problem, reader: Reader, raw: np.ndarray, mend: str) -> float:
     loss = _loss(comm, problem, reader, raw)
     if not (np.isfinite(loss) and np.isfinite(raw).all()):
-        raise AgreedError(f"training ended with a loss of {loss} and weights that are not all finite: the step size is "
-                          "too large for this data (try a tenth of it); the model is not saved", 0, 1)
+        raise AgreedError(f"training ended with a loss of {loss}, or weights that are not all finite: {mend}; the "
+                          "model is not saved", 0, 1)
     return loss
 
 

@@ -31,13 +31,13 @@ def run(comm: Intracomm, console: Console, model: Path, data: Sequence[Path], x_
     Ranks score their rows and send them block by block to rank 0, which writes: memory does not grow with the
     data, and no parallel HDF5 is needed. Returns the keys of the ``--json`` object on every rank.
     """
-    fitted = open_fitted(comm, model, data, x_key, y_key)
+    fitted = open_fitted(comm, model, data, x_key, y_key, labels=y_key is not None)
     with agreed(comm):
         own = split(fitted.dataset.rows, comm.size, comm.rank)
         for first, _ in fitted.dataset.ranges(*own):
             fitted.dataset.shard(fitted.dataset.place(first)[0])  # what cannot be opened shows before any work
         if comm.rank == 0:
-            check_output(output, overwrite)
+            check_output(output, overwrite, inputs=[model, *data])
     start_compiler()
     with first_on_node(comm):
         warm_up(fitted)

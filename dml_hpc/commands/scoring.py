@@ -46,9 +46,12 @@ class Scored(NamedTuple):
 
 
 def open_fitted(comm: Intracomm, model: Path, data: Sequence[Path], x_key: str | None, y_key: str | None,
-                weight_key: str | None = None) -> Fitted:
-    """Collective: open both; `AgreedError` when the data's features are not the model's (see `check_features`)."""
-    dataset = open_data(comm, data, x_key, y_key, weight_key)
+                weight_key: str | None = None, labels: bool = True) -> Fitted:
+    """Collective: open both; `AgreedError` when the data's features are not the model's (see `check_features`).
+
+    Without ``labels`` files without a manifest need none.
+    """
+    dataset = open_data(comm, data, x_key, y_key, weight_key, labels=labels)
     with agreed(comm):
         trained = read_model(model)
         check_features(trained.feature_names, trained.features, dataset, str(model), named(data))

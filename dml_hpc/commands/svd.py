@@ -37,7 +37,7 @@ def run(comm: Intracomm, console: Console, data: Sequence[Path], x_key: str | No
     with agreed(comm):
         reducing.check(allreduce, tuning, output, comm.rank)
         if comm.rank == 0:
-            check_output(output, overwrite)
+            check_output(output, overwrite, inputs=data)
     dataset = open_data(comm, data, x_key, None, labels=False)
     found = truncated_svd(comm, dataset, k, reducing.opener(console, allreduce, tuning=tuning), console)
     with agreed(comm):

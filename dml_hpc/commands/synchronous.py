@@ -19,7 +19,7 @@ from dml_hpc.objectives.network import Network
 from dml_hpc.optim.schedules import Schedule
 from dml_hpc.trainers.algorithm import Algorithm
 from dml_hpc.trainers.gradient import FixedPointGradient, FloatGradient, Gradient
-from dml_hpc.trainers.overlapped import OverlappedSync, buckets
+from dml_hpc.trainers.overlapped import LEAST_BUCKET, OverlappedSync, buckets
 from dml_hpc.trainers.sparse_sync import SparseSync
 from dml_hpc.trainers.sync import Sync
 from dml_hpc.trainers.trace import Trace
@@ -31,19 +31,20 @@ def open_sync(run: Run, stack: ExitStack, steps_of: Callable[[Reader], int | Non
     reader = run.open_reader(stack)
     steps = steps_of(reader)
     schedule = run.schedule(steps, reader.steps)
-    if options.exchange == "sparse" or (options.exchange == "auto" and _pays(run, _check_sparse, reader, schedule,
-                                                                             "when ranks exchange what rows touch")):
+    how = "when ranks exchange what rows touch"
+    if options.exchange == "sparse" or (options.exchange == "auto" and (
+            _hopeless(run, reader) or _pays(run, _check_sparse, reader, schedule, how))):
         with agreed(run.comm):
             _check_sparse(run)
         sparse = _sparse(run, stack, reader, schedule)
-        run.trace.bytes_sent = lambda: sparse.bytes_sent
+        run.trace.count_bytes = lambda: sparse.bytes_sent
         return opened(run, sparse, steps, exchange="sparse")
     if options.overlap or (options.overlap is None and _pays(run, _check_overlap, reader, schedule,
                                                              "with sums under way while ranks compute")):
         with agreed(run.comm):
             _check_overlap(run)
         overlapped = _overlapped(run, stack, reader, schedule)
-        run.trace.bytes_sent = lambda: overlapped.bytes_sent
+        run.trace.count_bytes = lambda: overlapped.bytes_sent
         return opened(run, overlapped, steps, overlapped.reducers[0], "overlapped")
     gradient: Gradient = FixedPointGradient(run.problem) if options.reproducible else FloatGradient(run.problem)
     algorithm, reducer = _dense(run, stack, reader, gradient, schedule)
@@ -62,7 +63,7 @@ def _dense(run: Run, stack: ExitStack, reader: Reader, gradient: Gradient, sched
     return algorithm, reducer
 
 
-def _sparse(run: Run, stack: ExitStack, reader: Reader, schedule: Schedule) -> SparseSync:
+def _sparse(run: Run, _: ExitStack, reader: Reader, schedule: Schedule) -> SparseSync:
     return SparseSync(run.comm, *run.shared(reader), run.open_optimiser((0, run.problem.layers.size)), schedule,
                       run.start())
 
@@ -90,7 +91,13 @@ def _check_sparse(run: Run) -> None:
 def _check_overlap(run: Run) -> None:
     """Raise `UserError` when sums cannot be on their way while a rank computes."""
     if not isinstance(run.problem.objective, Network) or len(buckets(run.problem.layers.starts)) < 2:
-        raise UserError("--overlap sends layer by layer, and there are not two large enough for it; leave it out")
+        raise UserError(f"--overlap sends layer by layer, and there are not two of {LEAST_BUCKET:,} parameters or "
+                        "more; leave it out")
+    from mpi4py import MPI
+
+    if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+        raise UserError("--overlap needs an MPI that lets several threads of a rank communicate, and this one does "
+                        "not; leave it out")
     if run.options.average_iterates:
         raise UserError("--overlap does not go with --average-iterates; leave one of them out")
     _check_plain(run, "--overlap")
@@ -102,6 +109,22 @@ def _check_plain(run: Run, option: str) -> None:
                         "sums; leave it out")
 
 
+MOST_TIMES = 256
+"""A model so many times as large as what a batch touches is not summed whole, nor is that measured."""
+LEAST_STEPS = 60
+"""Of a run that is worth the few steps that measuring takes."""
+
+
+def _hopeless(run: Run, reader: Reader) -> bool:
+    """Say whether whole sums are out of the question; all ranks say the same."""
+    try:
+        _check_sparse(run)
+    except UserError:
+        return False
+    entries = run.dataset.manifest.nonzeros / run.dataset.rows * (run.dataset.rows / reader.steps)
+    return run.problem.layers.size > MOST_TIMES * entries
+
+
 def _pays(run: Run, check: Callable[[Run], None], reader: Reader, schedule: Schedule, how: str) -> bool:
     """Collective: measure steps of both forms on real rows; return whether the special one is the faster.
 
@@ -111,7 +134,7 @@ def _pays(run: Run, check: Callable[[Run], None], reader: Reader, schedule: Sche
         check(run)
     except UserError:
         return False  # it cannot be done, and nobody asked for it
-    if run.comm.size == 1 and check is _check_overlap:
+    if (run.comm.size == 1 and check is _check_overlap) or (schedule.steps or LEAST_STEPS) < LEAST_STEPS:
         return False
     clock, still = Clock(), Schedule("constant", 0.0, schedule.steps, schedule.steps_per_epoch)
     trial = replace(run, console=Console(rank=1), options=replace(run.options, tuning=None), clock=clock,
@@ -131,6 +154,7 @@ def _pays(run: Run, check: Callable[[Run], None], reader: Reader, schedule: Sche
                 algorithm.advance(0)
                 times.append(max(run.comm.allgather(time.perf_counter() - started)))
             seconds.append(min(times[1:]))
+            del algorithm
     faster = seconds[0] < seconds[1]
     run.console.say(f"auto     a step takes {seconds[0] * 1e3:.3g} ms {how}, and {seconds[1] * 1e3:.3g} ms when they "
                     f"sum whole gradients after computing: {'the first' if faster else 'the second'} is taken")

@@ -30,11 +30,12 @@ def run(comm: Intracomm, console: Console, data: Sequence[Path], output: Path, o
     with agreed(comm):
         reducing.check(given.allreduce, given.tuning, output, comm.rank)
         if comm.rank == 0:
-            check_output(output, overwrite)
+            inputs = [*data, *([] if given.validation is None else [given.validation])]
+            check_output(output, overwrite, inputs=inputs)
             if given.trace is not None:
                 if given.trace.absolute() == output.absolute():
                     raise UserError(f"--trace and -o name the same file, {output}; choose another")
-                check_output(given.trace, True)
+                check_output(given.trace, overwrite, option="--trace", inputs=inputs)
     fitted = fit(comm, console, data, given)
     with agreed(comm):
         if comm.rank == 0:

@@ -11,6 +11,7 @@ from dml_hpc.objectives.objective import Objective
 from dml_hpc.optim.settings import OptimiserSettings
 from dml_hpc.trainers.gradient import MOST_ROWS
 
+PATIENCE = 3
 WIDE = 1 << 16
 """Sparse rows of more features are trained by an optimiser that leaves alone what a step does not touch."""
 
@@ -41,7 +42,7 @@ class Options:
     time_budget: float | None = None
     tolerance: float | None = None
     validation: Path | None = None
-    patience: int = 3
+    patience: int | None = None
     optimizer: str | None = None
     step_size: float | None = None
     schedule: str | None = None
@@ -138,7 +139,13 @@ def settled(options: Options, objective: Objective, sparse: bool, features: int,
         name: known.get(name, False if untouched[name] is False else None)
         if getattr(options, name) in (None, untouched[name]) else getattr(options, name)
         for name in _SOME}
-    chosen = replace(options, algorithm=algorithm, **filled)
+    if options.patience is not None and options.validation is None:
+        raise UserError("--patience counts looks at validation data; give --validation too, or leave it out")
+    for name, users in (("momentum", ("sgd", "nesterov", "adam", "adamw")), ("beta2", ("rmsprop", "adam", "adamw"))):
+        if getattr(options, name) is not None and filled["optimizer"] not in (None, *users):
+            raise UserError(f"--optimizer {filled['optimizer']} has no use for {_flag(name)}, which is for "
+                            f"{', '.join(users)}; leave it out")
+    chosen = replace(options, algorithm=algorithm, patience=options.patience or PATIENCE, **filled)
     _check(chosen, options, objective, rows)
     return chosen
 
@@ -155,7 +162,7 @@ def _natural(options: Options, objective: Objective) -> str:
 def _check(chosen: Options, given: Options, objective: Objective, rows: int) -> None:
     algorithm = chosen.algorithm
     endless = chosen.epochs is None and chosen.steps is None
-    if chosen.steps is None and endless and chosen.schedule in ("cosine", "step"):
+    if endless and chosen.schedule in ("cosine", "step"):
         raise UserError(f"--schedule {chosen.schedule} needs to know where a run ends, and --time-budget alone does "
                         "not say; give --epochs or --steps too, or --schedule inverse-sqrt")
     if chosen.reproducible and algorithm in ("average", "local"):
@@ -176,8 +183,6 @@ def _check(chosen: Options, given: Options, objective: Objective, rows: int) -> 
                         "--objective squared-hinge, or --algorithm sync")
     if chosen.replicas and chosen.rounds != 1:
         raise UserError("--replicas draws each machine's examples once; it goes with one round")
-    if chosen.exchange == "sparse" and (chosen.reproducible or chosen.clip_norm is not None):
-        raise UserError("--exchange sparse goes with neither --reproducible nor --clip-norm, which need whole sums")
     if objective.name == "mlp" and not chosen.intercept:
         raise UserError("--no-intercept has no meaning for mlp, which has biases in every layer; leave it out")
     if chosen.tolerance is not None and algorithm == "average" and chosen.rounds == 1:

@@ -48,6 +48,7 @@ class Run:
     clock: Clock
     trace: Trace
     time_over: Callable[[], bool]
+    at_once: bool
 
     def shared(self, reader: Reader) -> tuple[Problem, Reader, Clock, Trace, Callable[[], bool]]:
         """Return what every algorithm is constructed with."""
@@ -93,7 +94,8 @@ class Run:
 @dataclass
 class Opened:
     """An algorithm ready to run: ``steps`` is how many it takes (None: no limit), ``tolerance`` what the loop is to
-    look at. ``count_steps(steps, rows)`` are its steps as a user counts them; ``exchange`` names how ``sync`` sums.
+    look at. ``count_steps(steps)`` (collective) are its steps as a user counts them; ``exchange`` names how ``sync``
+    sums.
     """
 
     algorithm: Algorithm
@@ -103,17 +105,16 @@ class Opened:
     close_bar: Callable[[str], None]
     reducer: Reducer | None = None
     exchange: str | None = None
-    count_steps: Callable[[int, int], int] = lambda steps, rows: steps
+    count_steps: Callable[[int], int] = lambda steps: steps
 
 
 def opened(run: Run, algorithm: Algorithm, steps: int | None, reducer: Reducer | None = None,
            exchange: str | None = None, **more: Any) -> Opened:
     """Return an algorithm whose steps advance a progress bar."""
     bar = run.console.bar(steps or 0, "training")
-    weight_of = run.problem.weight_of
 
     def on_step(met: Met) -> None:
-        bar.advance(1, f"loss {met.loss / weight_of(met.rows):.4f}" if met.rows else "")
+        bar.advance(1, f"loss {met.loss / met.rows:.4f}" if met.rows else "")
 
     more.setdefault("tolerance", run.options.tolerance)
     return Opened(algorithm, steps, on_step=on_step, close_bar=bar.close, reducer=reducer, exchange=exchange, **more)

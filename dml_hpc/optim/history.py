@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dml_hpc.kernels.dots import combine
+
 Dots = Callable[[list[np.ndarray], np.ndarray], np.ndarray]
 """``dots(rows, vector)``: the inner products of every row with ``vector`` over all ranks, in one reduction."""
 
@@ -83,7 +85,7 @@ class History:
                 by_s[slot] = first[slot] - along / self._sy[slot, slot]
         self._coefficients[:self._memory] = -by_s
         self._coefficients[self._memory:] = -by_y
-        np.dot(self._coefficients, self._vectors, out=out)
+        combine(self._coefficients, self._vectors, out)  # not BLAS, whose bits depend on its number of threads
         np.multiply(gradient, -scale, out=scratch)
         out += scratch
 

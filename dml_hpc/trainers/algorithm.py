@@ -42,6 +42,8 @@ class Algorithm(ABC):
 
     steps: int
     unit = "step"
+    searches = False
+    """Whether it finds its step sizes itself."""
     reader: Reader
     step_size: float
 

@@ -68,10 +68,13 @@ def _not_finite(X: np.ndarray | Csr, y: np.ndarray) -> int | None:
     return int(rows.min()) if len(rows) else None
 
 
-def advice(problem: Problem, step_size: float, found: Bad | None) -> str:
+def advice(algorithm: Algorithm, found: Bad | None) -> str:
     """Return what to do about it: mend the data, or a step size that should converge."""
+    problem, step_size = algorithm.problem, algorithm.step_size
     if found is not None and found.bad_data:
         return "mend the data (`dml-hpc data verify` finds all such values)"
+    if algorithm.searches:
+        return f"labels or features are too large for {problem.dtype}: divide them, or use --dtype float64"
     safe = problem.safe_step
     better = step_size / 10 if safe is None else min(step_size / 10, safe)
     return f"the step size {step_size:.3g} is too large for this data: try --step-size {better:.1g}"
@@ -88,4 +91,4 @@ def diverged(comm: Intracomm, algorithm: Algorithm, step: int, how: str) -> Agre
     first = everywhere[ranks[0]] if ranks else None
     where = f"; on rank {ranks[0]}: {first.what}" if first is not None else ""
     return AgreedError(f"the loss {how} at {algorithm.unit} {step + 1}{where}; "
-                       f"{advice(algorithm.problem, algorithm.step_size, first)}; no model is saved", 0, 1)
+                       f"{advice(algorithm, first)}; no model is saved", 0, 1)

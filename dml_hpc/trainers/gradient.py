@@ -24,6 +24,8 @@ class Gradient(ABC):
     extra: int
     unit: float
     loss_unit: float
+    own_loss = 0.0
+    """This rank's share of the loss that was filled last, in float64, for sums in floats."""
     repeats = False
 
     @abstractmethod
@@ -53,7 +55,7 @@ class FloatGradient(Gradient):
         """See `Gradient.fill`."""
         gradient = buffer[:-self.extra]
         gradient[:] = 0
-        buffer[-2] = self._problem.loss_and_gradient(parts, folded, gradient)
+        self.own_loss = buffer[-2] = self._problem.loss_and_gradient(parts, folded, gradient)
         buffer[-1] = late
         self._problem.scaling.pull_back(gradient)
 

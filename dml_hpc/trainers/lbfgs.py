@@ -28,6 +28,7 @@ class Lbfgs(Algorithm):
     """
 
     unit = "iteration"
+    searches = True
     step_size = 1.0
 
     def __init__(self, problem: Problem, reader: Reader, clock: Clock, trace: Trace, time_over: Callable[[], bool],
@@ -61,7 +62,7 @@ class Lbfgs(Algorithm):
         self.clock.lap("compute")
         rows = self.problem.rows * (self.evaluations - before)
         self.trace.note(self.reader.count * (self.evaluations - before), self.problem.rows,
-                        self._loss / self.problem.mean_weight)
+                        self._loss)
         done = iterate.ended
         fallen = self._objective - iterate.loss
         if done is None and math.isfinite(fallen) and fallen <= self._tolerance * abs(self._objective):
@@ -87,7 +88,7 @@ class Lbfgs(Algorithm):
                 last[0] *= gradient.loss_unit
                 loss = gradient.judge(last, problem.rows)
             else:
-                own = reducer.buffer[size:].astype(np.float64)
+                own = np.array([gradient.own_loss, self.time_over()], np.float64)  # not rounded to the buffer's floats
                 last = np.empty_like(own)
                 reducer.comm.Allreduce(own, last)
                 reducer.reduce_scatter()
@@ -95,7 +96,7 @@ class Lbfgs(Algorithm):
                 loss = float(last[0])
         self.evaluations += 1
         self._loss, self._late = loss, self._late or last[-1] > 0
-        weight = problem.weight_of(problem.rows)
+        weight = problem.rows
         slope = np.multiply(reducer.total[self._own], gradient.unit / weight, dtype=np.float64).astype(x.dtype)
         penalty = 0.0
         for part in self._penalised if problem.l2 else ():

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from dml_hpc.data.reading import Rows
+from dml_hpc.kernels.dots import squared_norm
 from dml_hpc.objectives.sequential import Sequential
 from dml_hpc.optim.optimiser import Optimiser
 from dml_hpc.trainers.problem import Problem
@@ -73,8 +74,6 @@ class MiniBatches(Learner):
 
     def learn(self, parts: Iterable[Rows], step_size: float) -> tuple[int, float]:
         """See `Learner.learn`."""
-        from dml_hpc.kernels.dots import squared_norm
-
         problem, gradient = self._problem, self._gradient
         gradient[:] = 0
         count = 0
@@ -90,7 +89,7 @@ class MiniBatches(Learner):
         if not count:
             return 0, 0.0
         problem.scaling.pull_back(gradient)
-        unit = 1 / problem.weight_of(count)
+        unit = 1 / count
         if self._clip_norm is not None:
             norm = unit * squared_norm(gradient) ** 0.5
             unit *= min(1.0, self._clip_norm / norm) if norm > 0 else 1.0

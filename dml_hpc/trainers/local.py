@@ -39,6 +39,8 @@ class Local(Algorithm):
         self._shared = [learner.parameters(), *(learner.optimiser.state if average_momentum else [])]
         learner.begin(parameters)
         self._last = 0
+        self.batches = 0
+        """Steps that this rank has taken."""
 
     @staticmethod
     def averaged(problem: Problem, learner: MiniBatches, average_momentum: bool) -> int:
@@ -55,6 +57,7 @@ class Local(Algorithm):
             waited_s = reader.waited_s
             parts, _ = reader.take(*divmod(number, reader.steps))
             clock.lap("read")
+            self.batches += 1
             rows, met = self._learner.learn(parts, self.step_size)
             count, loss = count + rows, loss + met
             clock.lap("compute", reader.waited_s - waited_s)
@@ -62,7 +65,7 @@ class Local(Algorithm):
             if late or not np.isfinite(met):
                 break
         rows, loss, late = self._average(count, loss, late)
-        self.trace.note(count, rows, loss / self.problem.mean_weight)
+        self.trace.note(count, rows, loss)
         return Met(rows, loss, late)
 
     def _average(self, count: int, loss: float, late: bool) -> tuple[int, float, bool]:

@@ -77,7 +77,7 @@ def train(comm: Intracomm, algorithm: Algorithm, limits: Limits, on_step: Callab
         step += 1
         if not math.isfinite(met.loss):
             raise diverged(step - 1, f"became {met.loss}")
-        mean = met.loss / algorithm.problem.weight_of(met.rows) if met.rows else 0.0
+        mean = met.loss / max(met.rows, 1)
         if met.rows and rise.seen(mean, met.rows):
             raise diverged(step - 1, f"rose from {rise.first:.4g} to {rise.recent:.4g}")
         epoch_loss, epoch_rows, outcome.rows = epoch_loss + met.loss, epoch_rows + met.rows, outcome.rows + met.rows
@@ -92,7 +92,7 @@ def train(comm: Intracomm, algorithm: Algorithm, limits: Limits, on_step: Callab
         if met.late or met.done is not None:
             outcome.stopped = met.done or "the time is over"
         if epoch_ends or over:
-            outcome.losses.append(epoch_loss / algorithm.problem.weight_of(epoch_rows) if epoch_rows else 0.0)
+            outcome.losses.append(epoch_loss / max(epoch_rows, 1))
             epoch_loss, epoch_rows = 0.0, 0
             if validate is not None:
                 parameters = algorithm.parameters()
@@ -101,7 +101,7 @@ def train(comm: Intracomm, algorithm: Algorithm, limits: Limits, on_step: Callab
                     best, misses, outcome.parameters = outcome.validation[-1], 0, parameters.copy()
                 else:
                     misses += 1
-                clock.lap("compute")
+                clock.start()
                 if misses == limits.patience:
                     outcome.stopped = f"the loss on the validation data has not fallen {misses} times"
                     break
@@ -125,21 +125,24 @@ class _Rise:
 
     def __init__(self, window: int):
         self._window = window
-        self._sum, self._count = 0.0, 0
+        self._sum, self._count, self._rows = 0.0, 0, 0
         self.first, self.recent = math.nan, math.nan
 
     def seen(self, loss: float, rows: int) -> bool:
         """Count the mean loss of a step of ``rows`` rows; return whether it has risen too far."""
+        self._sum, self._count, self._rows = self._sum + loss * rows, self._count + 1, self._rows + rows
         if math.isnan(self.first):
-            self.first = loss
+            if self._rows < LEAST_ROWS:
+                return False  # a few rows say nothing of the others
+            self.first = self._sum / self._rows
         if rows >= LEAST_ROWS and 0 < LEAPT * self.first < loss:
             self.recent = loss
             return True
-        self._sum, self._count = self._sum + loss, self._count + 1
         if self._count < self._window:
             return False
         begins = math.isnan(self.recent)
-        self.recent, self._sum, self._count = self._sum / self._count, 0.0, 0
+        self.recent = self._sum / self._rows
+        self._sum, self._count, self._rows = 0.0, 0, 0
         if self.first > 0 and self.recent > RISEN * self.first:
             return True
         if begins:

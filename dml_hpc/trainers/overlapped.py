@@ -105,20 +105,22 @@ class OverlappedSync(Algorithm):
         late = self.time_over()
         waited_s = reader.waited_s
         parts, rows = reader.take(*divmod(step, self.steps))
-        parts = list(parts)
         clock.lap("read", reader.waited_s - waited_s)
-        self._step = 1 / problem.weight_of(rows), self.step_size, step + 1
+        self._step = 1 / max(rows, 1), self.step_size, step + 1
         self._gradient[:] = 0
         self._missing = [bucket.stop - bucket.start for bucket in self._buckets]
-        last = len(parts) - 1
         self._network.needed = self._wait_for
-        loss = 0.0
+        # Parts that are read as they are used are valid one at a time, and which is the last shows too late.
+        last = len(parts) - 1 if isinstance(parts, list) else None
+        loss, some = 0.0, False
         for place, part in enumerate(parts):
             if place == last:
                 self._network.finished = self._finished
-            loss += problem.loss_and_gradient([part], self._raw, self._gradient)
+            loss, some = loss + problem.loss_and_gradient([part], self._raw, self._gradient), True
         self._network.finished = self._network.needed = None
-        if not parts:  # the others wait for this rank's zeros
+        if some and last is None:
+            self._finished(0, len(self._gradient))
+        elif not some:  # the others wait for this rank's zeros
             for layer in range(len(problem.layers.starts) - 1):
                 self._wait_for(layer)
             self._finished(0, len(self._gradient))
@@ -131,7 +133,7 @@ class OverlappedSync(Algorithm):
         self._steps.clear()
         loss, late = sums.result()
         clock.meet()
-        self.trace.note(reader.count / self.steps, rows, loss / problem.mean_weight)
+        self.trace.note(reader.count / self.steps, rows, loss)
         return Met(rows, float(loss), late > 0)
 
     def _sum(self, own: np.ndarray) -> np.ndarray:
@@ -145,7 +147,9 @@ class OverlappedSync(Algorithm):
         for place, bucket in enumerate(self._buckets):
             coming = self._coming[place]
             if bucket.start < stop and bucket.stop > start and coming is not None:
+                self.clock.lap("compute")
                 coming.result()
+                self.clock.meet()
                 self._coming[place] = None
                 bucket.take(self._parameters)
                 if layer == 0:

@@ -18,16 +18,14 @@ from dml_hpc.watch import progressed
 class Problem:
     """Minimise mean ℓ + ½·l2·‖w‖² + l1·‖w‖₁ over the parameters by standardised features (see `Scaling`).
 
-    The mean is over the rows of a data set, each weighted: Σ weight·ℓ / Σ weight, with ``mean_weight`` = Σ weight /
-    ``rows``. Biases are not penalised. ``squared_norm`` is the mean of ‖(z, 1)‖² over the rows z, standardised, None
-    when it is not known.
+    The mean is over the rows of a data set, whose weights are 1 on average. Biases are not penalised.
+    ``squared_norm`` is the mean of ‖(z, 1)‖² over the rows z, standardised, None when it is not known.
     """
 
     objective: Objective
     layers: Layers
     scaling: Scaling
     rows: int
-    mean_weight: float
     l1: float
     l2: float
     dtype: np.dtype
@@ -56,10 +54,6 @@ class Problem:
             self.objective.fixed_point_gradient(self.layers, part.X, part.y, part.weight, part.rows, parameters,
                                                 scaling.shift, scaling.scale, per_unit, per_loss_unit, out)
             progressed()
-
-    def weight_of(self, rows: int) -> float:
-        """Return what ``rows`` rows are expected to weigh, by which a sum over them is divided; never 0."""
-        return max(rows * self.mean_weight, 1e-300)
 
     def penalty(self, parameters: np.ndarray) -> float:
         """Return ½·l2·‖w‖² + l1·‖w‖₁."""

@@ -71,10 +71,10 @@ class SparseSync(Algorithm):
         counts, totals = self._exchange(at, values, np.array([count, loss, late], np.float64))
         clock.meet()
         union = self._add_up(counts)
-        self._optimiser.update_at(self._weights, union, self._summed[:len(union)], 1 / problem.weight_of(rows),
+        self._optimiser.update_at(self._weights, union, self._summed[:len(union)], 1 / max(rows, 1),
                                   self.step_size)
         clock.lap("compute")
-        self.trace.note(reader.count / self.steps, rows, totals[1] / problem.mean_weight)
+        self.trace.note(reader.count / self.steps, rows, totals[1])
         return Met(rows, float(totals[1]), totals[2] > 0)
 
     def _begin(self, room: int, count: int = 0) -> None:

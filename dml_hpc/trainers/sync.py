@@ -61,10 +61,10 @@ class Sync(Algorithm):
             clock.lap("read")
             gradient.fill(parts, self._folded, self._reducer.buffer, late)
             clock.lap("compute", reader.waited_s - waited_s)
-            taker.take(step, self.step_size, self.problem.weight_of(rows), again)
+            taker.take(step, self.step_size, max(rows, 1), again)
             clock.meet(taker.update_s)
             loss, again = gradient.judge(taker.last, rows), True
-        self.trace.note(reader.count / self.steps, rows, loss / self.problem.mean_weight)
+        self.trace.note(reader.count / self.steps, rows, loss)
         return Met(rows, loss, taker.last[-1] > 0)
 
     def parameters(self) -> np.ndarray:
@@ -121,6 +121,8 @@ class _FusedSteps:
         average = self._optimiser.average
         if average is None:
             return self.weights
+        if self._owned == (0, len(self.weights)):
+            return average  # nothing to gather: every rank has the same
         own = slice(*self._owned)
         now = self.weights[own].copy()
         self._gather(average)

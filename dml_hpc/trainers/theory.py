@@ -30,7 +30,8 @@ def explain(comm: Intracomm, algorithm: Algorithm, loss_of: Callable[[np.ndarray
 
     ``loss_of(parameters)`` (collective) returns the mean loss of all rows under parameters by standardised features,
     ``loss`` is that of the average. Keys: ``step_size`` and ``step_size_bound`` (with the mean of ‖x‖² in place of
-    its supremum); ``contraction`` 1 − ηλ; ``start_left``, what is left of the start after the machine's examples;
+    its supremum); ``contraction`` 1/(1 + ηλ), as steps are proximal (the paper's are 1 − ηλ); ``start_left``, what is
+    left of the start after the machine's examples;
     ``examples_needed`` until the start weighs less than the noise, (ln k − ln ηλ)/(2ηλ); ``variance`` the mean squared
     distance of the machines' models from their average, ``variance_of_average`` the k-th part; ``loss_of_one`` machine
     and ``loss_of_half`` of them; ``gain_of_twice``, by which twice the machines would lower the loss if it falls as
@@ -39,13 +40,13 @@ def explain(comm: Intracomm, algorithm: Algorithm, loss_of: Callable[[np.ndarray
     if not isinstance(algorithm, Averaging):
         return None
     problem, size = algorithm.problem, algorithm.step_size
-    machines, examples = algorithm.count, algorithm.most_examples
+    machines, examples = algorithm.plan.count, algorithm.most_examples()
     shrink = size * problem.l2
     found: dict[str, Any] = {
         "machines": machines, "examples_a_machine": examples, "step_size": size, "step_size_bound": problem.safe_step,
-        "contraction": 1 - shrink, "start_left": (1 - shrink) ** examples if shrink < 1 else None,
+        "contraction": 1 / (1 + shrink), "start_left": (1 + shrink) ** -float(examples),
         "examples_needed":
-            math.ceil((math.log(machines) - math.log(shrink)) / (2 * shrink)) if 0 < shrink < 1 else None,
+            max(1, math.ceil((math.log(machines) - math.log(shrink)) / (2 * shrink))) if shrink > 0 else None,
         "variance": None, "variance_of_average": None, "loss_of_one": None, "loss_of_half": None, "gain_of_twice": None,
         "more_machines_help": None}
     spread = algorithm.spread

@@ -15,11 +15,11 @@ MOST_POINTS = 128
 class Trace:
     """Points of a run: `note` what each step met, `point` where the clock is settled.
 
-    ``bytes_sent()`` says how much this rank has sent so far, None: the library does not say.
+    ``count_bytes()`` says how much this rank has ever sent, None: the library does not say.
     """
 
     def __init__(self, clock: Clock, bytes_sent: Callable[[], int | None] = lambda: 0):
-        self._clock, self.bytes_sent = clock, bytes_sent
+        self._clock, self.count_bytes, self._before = clock, bytes_sent, 0
         self.examples = 0.0
         """Rows that this rank learnt from."""
         self.points: list[dict[str, Any]] = []
@@ -27,8 +27,13 @@ class Trace:
         self._loss, self._rows, self._marks, self._spacing = 0.0, 0, 0, 1
 
     def start(self) -> None:
-        """Count seconds from now on."""
-        self._started = time.perf_counter()
+        """Count seconds and bytes from now on."""
+        self._started, self._before = time.perf_counter(), self.count_bytes() or 0
+
+    def bytes_sent(self) -> int | None:
+        """Return how much this rank has sent since `start`."""
+        sent = self.count_bytes()
+        return None if sent is None else sent - self._before
 
     @property
     def seconds(self) -> float:

@@ -16,6 +16,7 @@ from dml_hpc.commands import compare, train
 from dml_hpc.console import Console
 from dml_hpc.data.csr import sparse
 from dml_hpc.errors import AgreedError
+from dml_hpc.memory import resident_bytes
 from dml_hpc.mpi import on_root
 from dml_hpc.store.model import read_model
 
@@ -181,7 +182,8 @@ def test_local_sgd_learns_with_few_averages(comm, folder, average_momentum):
 @maths
 @pytest.mark.parametrize(("objective", "thin", "more"), [
     ("logistic", False, {}), ("huber", True, {"l2": 1e-3}), ("hinge", True, {"l1": 1e-4}),
-    ("softmax", True, {"l2": 1e-3}), ("softmax", False, {}), ("mlp", False, {"hidden": (4,)}), ("linear", False, {"replicas": True}),
+    ("softmax", True, {"l2": 1e-3}), ("softmax", False, {}), ("mlp", False, {"hidden": (4,)}),
+    ("linear", False, {"replicas": True}),
     ("logistic", True, {"rounds": 5, "weighting": "rows"}), ("logistic", False, {"batch_size": 8})])
 def test_as_many_machines_learn_the_same_on_any_number_of_ranks(comm, folder, objective, more, thin):
     X, y = examples(objective, seed=6, thin=thin)
@@ -448,3 +450,82 @@ def test_h5_of_ones_own_may_have_weights(comm, folder):
     one = fit(comm, folder / "own.h5", folder / "m.h5", weight_key="w", algorithm="lbfgs")
     other = fit(comm, folder / "own.h5", folder / "n.h5", x_key="X", algorithm="lbfgs")
     assert one["loss"] != pytest.approx(other["loss"], rel=1e-6)
+
+
+def test_the_first_sums_of_a_reducer_may_be_gathered_ones(comm, folder):
+    X, y = examples("mlp")
+    data = make(comm, folder, "data", X, y)
+    settings = {"objective": "mlp", "hidden": (8,), "algorithm": "lbfgs", "epochs": 3}
+    losses = [fit(comm, data, folder / f"{name}.h5", **{**settings, "allreduce": name})["loss"]
+              for name in ("ring", "hierarchical", "tree", "mpi")]
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-5)
+
+
+def test_rounds_without_examples_and_ranks_without_machines_change_nothing(comm, folder):
+    X, y = examples("linear")
+    data = make(comm, folder, "data", X, y)
+    settings = {"objective": "linear", "algorithm": "average", "machines": 2, "steps": 50, "step_size": 0.01}
+    once = fit(comm, data, folder / "a.h5", **settings)
+    often = fit(comm, data, folder / "b.h5", rounds=200, **settings)
+    assert often["loss"] == pytest.approx(once["loss"], rel=0.2)
+    assert once["theory"]["loss_of_one"] == pytest.approx(once["loss"], rel=0.3)
+
+
+def test_theory_can_be_told_of_any_penalty(comm, folder):
+    X, y = examples("linear")
+    data = make(comm, folder, "data", X, y)
+    for l2 in (0.1, 600.0):
+        fit(comm, data, folder / f"{l2}.h5", objective="linear", algorithm="average", steps=50, l2=l2)
+
+
+def test_looking_at_validation_data_changes_nothing(comm, folder):
+    X, y = examples("logistic", rows=900, features=40)
+    data = make(comm, folder, "data", X, y)
+    for more in ({"compression": "topk"}, {}):
+        settings = {"algorithm": "sync", "average_iterates": True, "dtype": "float32", "epochs": 4, "batch_size": 100,
+                    **more}
+        blind = fit(comm, data, folder / "a.h5", overwrite=True, **settings)
+        looking = fit(comm, data, folder / "b.h5", overwrite=True, validation=data, patience=9, **settings)
+        assert looking["losses"] == pytest.approx(blind["losses"], rel=1e-6)
+
+
+def test_what_a_run_reads_is_never_replaced(comm, folder):
+    X, y = examples("logistic")
+    data = make(comm, folder, "data", X, y)
+    for options in ({"output": data / "part-00000.h5"}, {"trace": data / "manifest.json"}):
+        output = options.pop("output", folder / "m.h5")
+        with pytest.raises(AgreedError, match="is what this run reads"):
+            fit(comm, data, output, overwrite=True, **options)
+    comm.Barrier()
+    fit(comm, data, folder / "m.h5", algorithm="lbfgs", epochs=2)
+
+
+def test_a_contender_that_diverges_is_listed_and_one_that_cannot_run_is_refused_first(comm, folder):
+    X, y = examples("linear", rows=900)
+    data = make(comm, folder, "data", X, y)
+    contenders = [("average", {"algorithm": "average", "step_size": 1e6}), ("sync", {"algorithm": "sync"})]
+    shared = {"objective": "linear", "epochs": 2, "allreduce": "mpi"}
+    result = compare.run(comm, Console(rank=1), [data], contenders, None, False, **shared)
+    assert [("failed" in row) for row in result["contenders"]] == [False, True] and "exit_code" not in result
+    assert "--step-size" in result["contenders"][1]["failed"]
+    result = compare.run(comm, Console(rank=1), [data], contenders[:1], None, False, **shared)
+    assert result["exit_code"] == 1
+    with pytest.raises(AgreedError, match="lbfgs: --algorithm lbfgs has no use for --step-size"):
+        contenders = [*contenders, ("lbfgs", {"algorithm": "lbfgs", "step_size": 1.0})]
+        compare.run(comm, Console(rank=1), [data], contenders, None, False, **shared)
+
+
+def test_streamed_parts_can_be_sent_while_others_are_computed(comm, folder):
+    rng = np.random.default_rng(0)
+    rows = 30_000 * comm.size
+    X = rng.standard_normal((rows, 64)).astype("f4")
+    data = make(comm, folder, "data", X, (X[:, 0] > 0).astype(float), [rows // 3, rows - rows // 3])
+    settings = {"objective": "mlp", "hidden": (1024, 70), "algorithm": "sync", "batch_size": 15_000 * comm.size,
+                "steps": 3, "dtype": "float32"}
+    losses = []
+    for overlap in (False, True):
+        result = fit(comm, data, folder / f"{overlap}.h5", overlap=overlap, memory_limit=resident_bytes() + (5 << 20),
+                     **settings)
+        assert {split["rows_are"] for split in result["per_rank"]} == {"streamed"}
+        losses.append(result["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)

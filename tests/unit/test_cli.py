@@ -48,7 +48,7 @@ BAD = {
     "no model": (["evaluate", "{data}", "{data}"], "is no model file"),
     "something else than a model": (["evaluate", "{data}/part-00000.h5", "{data}"], "holds no dml-hpc model"),
     "no HDF5 at all": (["evaluate", "{data}/manifest.json", "{data}"], "cannot be read as a model"),
-    "prediction exists": (["predict", "{model}", "{data}", "-o", "{model}"], "give --overwrite to replace it"),
+    "prediction over its model": (["predict", "{model}", "{data}", "-o", "{model}"], "is what this run reads"),
     "missing table": (["data", "import", "nowhere.csv", "-o", "out", "--label", "y"], "nowhere.csv"),
     "unreadable config": (["train", "{data}", "-o", "out", "--config", "nowhere.toml"], "nowhere.toml"),
     "config key": (["train", "{data}", "-o", "out", "--config", "{tmp}/key.toml"],
@@ -200,3 +200,14 @@ def test_a_reader_that_leaves_early_does_not_end_the_work(two_classes, tmp_path)
     assert job.wait(timeout=60) == 0
     assert job.stderr.read() == ""
     assert (tmp_path / "m.h5").exists()
+
+
+def test_a_record_is_appended_to_records_alone(two_classes, tmp_path):
+    other, model = tmp_path / "notes.txt", tmp_path / "m.h5"
+    other.write_text("mine\n")
+    done = dml_hpc("train", two_classes, "-o", model, "--record", other)
+    assert (done.returncode, other.read_text()) == (2, "mine\n") and "something else than run records" in done.stderr
+    for _ in range(2):
+        done = dml_hpc("train", two_classes, "-o", model, "--overwrite", "--record", tmp_path / "runs.jsonl")
+        assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 2
