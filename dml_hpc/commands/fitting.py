@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from dml_hpc.commands.algorithms import open_algorithm
 from dml_hpc.commands.learnable import Learnable, open_learnable
 from dml_hpc.commands.opening import most_row_bytes, named, open_data
 from dml_hpc.commands.scoring import check_features
-from dml_hpc.commands.train_options import PATIENCE, Options, settled
+from dml_hpc.commands.train_options import PATIENCE, WIDE, Options, settled
 from dml_hpc.commands.training_run import Run, compile_kernels
 from dml_hpc.console import Console
 from dml_hpc.data.batches import Batches
@@ -72,6 +72,8 @@ def fit(comm: Intracomm, console: Console, data: Sequence[Path], given: Options,
     start_compiler()
     with agreed(comm):
         scaling, squared_norm = _scaling(dataset, layers, options, dtype)
+        if dataset.features > WIDE:  # they take more memory than the model, and have served
+            dataset.manifest = replace(dataset.manifest, statistics=None)
         problem = Problem(objective, layers, scaling, dataset.rows, options.l1, options.l2, dtype, squared_norm)
     console.say(f"train    {options.objective} on {named(data)}: {dataset.rows:,} rows × {dataset.features:,} "
                 f"features, {comm.size} rank{'s' * (comm.size > 1)}, {options.algorithm} with the "
@@ -189,13 +191,13 @@ class _Validation:
     def loss(self, parameters: np.ndarray) -> float:
         """Collective: return the mean loss under ``parameters`` by standardised features."""
         raw = self._problem.scaling.fold(parameters, np.empty_like(parameters))
-        own = self._problem.loss_and_gradient(self._reader.everything(), raw, np.zeros_like(raw))
+        own = self._problem.summed_loss(self._reader.everything(), raw)
         return self._comm.allreduce(own) / self._rows
 
 
 def _loss(comm: Intracomm, problem: Problem, reader: Reader, raw: np.ndarray) -> float:
     """Collective: return the mean loss of all rows, without the penalty: one more pass over the data."""
-    own = problem.loss_and_gradient(reader.everything(), raw, np.zeros_like(raw))
+    own = problem.summed_loss(reader.everything(), raw)
     return comm.allreduce(own) / max(problem.rows, 1)
 
 

@@ -22,7 +22,7 @@ def check(comm: Intracomm | Alone, output: Path, overwrite: bool, inputs: Sequen
     from dml_hpc.data.replaceable import check_replaceable
 
     def look() -> None:
-        check_output(output, overwrite, folder=True, inputs=inputs)
+        check_output(output, overwrite, folder=True)
         check_replaceable(output, inputs)
 
     on_root(comm, look)

@@ -143,12 +143,15 @@ def traces_figure(runs: Sequence[tuple[str, list[list[dict[str, Any]]]]]) -> Fig
     _style(left, "seconds of training", "training loss, as met")
     _style(right, "examples learnt from, all ranks", "training loss, as met")
     labels: list[list[Any]] = [[], []]
+    first: list[float] = []
+    least = float("inf")
     for i, (name, trace) in enumerate(runs):
         style: dict[str, Any] = {"color": CURVES[i % len(CURVES)], "marker": MARKERS[i % len(MARKERS)],
                                  "markersize": 4, "linewidth": 1.6}
         points = [[point for point in at if point["loss"] is not None] for at in zip(*trace, strict=False)]
         points = [at for at in points if at]
         losses = [sum(point["loss"] for point in at) / len(at) for at in points]
+        first, least = first + losses[:1], min([least, *losses])
         for axes, own, key, merge in ((left, labels[0], "seconds", max), (right, labels[1], "examples", sum)):
             places = [merge(point[key] for point in at) for at in points]
             if places:
@@ -156,6 +159,9 @@ def traces_figure(runs: Sequence[tuple[str, list[list[dict[str, Any]]]]]) -> Fig
                 own.append((places[-1], losses[-1], name, style["color"]))
     for axes, own in zip((left, right), labels, strict=True):
         axes.set_xscale("log")  # most of it happens at the beginning
+        height = sorted(first)[len(first) // 2] - least if first else 0.0
+        if height > 0:  # one bad start does not flatten the rest
+            axes.set_ylim(least - 0.05 * height, least + 1.1 * height)
         _label_right(axes, own)
     return figure
 

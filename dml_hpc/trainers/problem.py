@@ -13,6 +13,8 @@ from dml_hpc.objectives.objective import Objective
 from dml_hpc.objectives.scaling import Scaling
 from dml_hpc.watch import progressed
 
+_BLOCK_ROWS = 8192
+
 
 @dataclass
 class Problem:
@@ -41,6 +43,22 @@ class Problem:
             total += self.objective.loss_and_gradient(self.layers, part.X, part.y, part.weight, part.rows, parameters,
                                                       gradient)
             progressed()
+        return total
+
+    def summed_loss(self, parts: Iterable[Rows], parameters: np.ndarray) -> float:
+        """Return the summed loss of ``parts``, each of consecutive rows; ``parameters`` are for stored rows (size,)."""
+        if self.layers.size == self.layers.features + 1:  # the fused kernel's gradient costs next to nothing
+            return self.loss_and_gradient(parts, parameters, np.zeros_like(parameters))
+        total = 0.0
+        scores = np.empty((_BLOCK_ROWS, self.layers.outputs), self.dtype)
+        for part in parts:
+            for start in range(0, len(part.rows), _BLOCK_ROWS):
+                rows = part.rows[start:start + _BLOCK_ROWS]
+                block = slice(int(rows[0]), int(rows[-1]) + 1)
+                self.objective.scores(self.layers, part.X[block], parameters, scores[:len(rows)])
+                losses = self.objective.losses(scores[:len(rows)], part.y[block])
+                total += float(losses.sum() if part.weight is None else losses @ part.weight[block])
+                progressed()
         return total
 
     def fixed_point_gradient(self, parts: Iterable[Rows], parameters: np.ndarray, per_unit: float,
