@@ -30,7 +30,6 @@ from dml_hpc.mpi import agreed, first_on_node, ranks_on_node
 from dml_hpc.objectives import open_objective
 from dml_hpc.objectives.layers import Layers
 from dml_hpc.objectives.scaling import Scaling, identity, of_sparse, standardising
-from dml_hpc.reports.timeline import write_timeline
 from dml_hpc.store.model import Model, weights_digest
 from dml_hpc.trainers.divergence import advice, diverged
 from dml_hpc.trainers.loop import LEAST_ROWS, RISEN, Limits, Outcome, train
@@ -44,10 +43,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Fit:
-    """What came of a run, on every rank: a model for rows as they are stored, and the keys of the ``--json`` object."""
+    """What came of a run, on every rank: a model for rows as they are stored, and the keys of the ``--json`` object.
+
+    ``spans`` are this rank's part of a timeline (see `dml_hpc.comm.clock.Clock.spans`).
+    """
 
     model: Model
     result: dict[str, Any]
+    spans: np.ndarray
 
 
 def fit(comm: Intracomm, console: Console, data: Sequence[Path], given: Options, at_once: bool = True) -> Fit:
@@ -112,8 +115,6 @@ def fit(comm: Intracomm, console: Console, data: Sequence[Path], given: Options,
         steps = opened.count_steps(outcome.steps)
         own = {**clock.seconds, "rows": algorithm.own_rows, "work_s": work_s, "bytes_sent": trace.bytes_sent(),
                "rows_are": reader.how, "peak_bytes": peak_bytes(), "examples": round(trace.examples)}
-    if options.trace is not None:
-        write_timeline(comm, options.trace, clock.spans(started))
     result = _account(comm, data, dataset, options, outcome, own, trace)
     result.update(exchange_used=opened.exchange, loss=loss, penalty=problem.penalty(outcome.parameters),
                   weights_digest=digest, theory=theory, steps=steps,
@@ -121,7 +122,7 @@ def fit(comm: Intracomm, console: Console, data: Sequence[Path], given: Options,
     training = {key: value for key, value in result.items() if key not in _OF_THE_RUN} | {"ranks": comm.size}
     model = Model(objective.name, objective.settings, layers.widths, raw, dataset.manifest.feature_names, label.name,
                   classes, label.names, training)
-    return Fit(model, result)
+    return Fit(model, result, clock.spans(started))
 
 
 _OF_THE_RUN = ("allreduce_used", "compression_used", "exchange_used", "allreduce_choice", "time_split", "per_rank",
@@ -169,7 +170,7 @@ def _open_validation(comm: Intracomm, dataset: Dataset, options: Options) -> Dat
         return None
     held = open_data(comm, [options.validation], options.x_key, options.y_key, options.weight_key)
     with agreed(comm):
-        check_features(dataset.manifest.feature_names, dataset.features, held, "the training data",
+        check_features(dataset.manifest.feature_names, dataset.features, held, "the model",
                        str(options.validation))
         if held.rows == 0:
             raise UserError(f"{options.validation} has no rows to validate on")

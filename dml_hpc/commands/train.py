@@ -13,6 +13,7 @@ from dml_hpc.console import Console
 from dml_hpc.errors import UserError
 from dml_hpc.files import check_output
 from dml_hpc.mpi import agreed
+from dml_hpc.reports.timeline import write_timeline
 from dml_hpc.store.model import write_model
 from dml_hpc.trainers.theory import told
 
@@ -40,6 +41,8 @@ def run(comm: Intracomm, console: Console, data: Sequence[Path], output: Path, o
     with agreed(comm):
         if comm.rank == 0:
             write_model(output, fitted.model)
+    if given.trace is not None:  # after the model: whatever becomes of the timeline, the training is not lost
+        write_timeline(comm, given.trace, fitted.spans)
     result = {**fitted.result, "model": str(output)}
     _tell(console, result)
     return result

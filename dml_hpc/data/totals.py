@@ -54,24 +54,6 @@ def with_statistics(comm: Intracomm | Alone, dataset: Dataset) -> Dataset:
     return dataset
 
 
-def total_weight(comm: Intracomm | Alone, dataset: Dataset) -> float:
-    """Collective: return the sum of the weights of all rows, which is their number where they have none.
-
-    Every shard is summed by one rank and rounded once, and so is the sum of these: the same bits on any number of
-    ranks. Raises `AgreedError` when no row counts anything.
-    """
-    if not dataset.weighted:
-        return float(dataset.rows)
-    with agreed(comm):
-        sums = {number: shard_weight(dataset, number) for number in range(comm.rank, len(dataset.paths), comm.size)}
-    total = math.fsum(found for part in comm.allgather(sums) for found in part.values())
-    with agreed(comm):
-        if not (math.isfinite(total) and total > 0):
-            raise UserError(f"the weights of the rows of {dataset.path} add up to {total:g}; at least one is above 0, "
-                            "and all are finite")
-    return total
-
-
 def shard_weight(dataset: Dataset, number: int) -> float:
     """Return the sum of the weights of one shard's rows, rounded once."""
     shard = dataset.shard(number)

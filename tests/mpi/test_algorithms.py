@@ -19,6 +19,7 @@ from dml_hpc.errors import AgreedError
 from dml_hpc.memory import resident_bytes
 from dml_hpc.mpi import on_root
 from dml_hpc.store.model import read_model
+from dml_hpc.trainers.theory import told
 
 pytestmark = pytest.mark.mpi
 maths = pytest.mark.maths
@@ -476,7 +477,9 @@ def test_theory_can_be_told_of_any_penalty(comm, folder):
     X, y = examples("linear")
     data = make(comm, folder, "data", X, y)
     for l2 in (0.1, 600.0):
-        fit(comm, data, folder / f"{l2}.h5", objective="linear", algorithm="average", steps=50, l2=l2)
+        found = fit(comm, data, folder / f"{l2}.h5", objective="linear", algorithm="average", steps=50, l2=l2)
+        assert 0 < found["theory"]["contraction"] < 1 and 0 <= found["theory"]["start_left"] < 1
+        assert found["theory"]["examples_needed"] >= 1 and told(found["theory"])
 
 
 def test_looking_at_validation_data_changes_nothing(comm, folder):

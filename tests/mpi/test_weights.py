@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dml_hpc.commands.learnable import open_learnable
 from dml_hpc.data.dataset import open_dataset
 from dml_hpc.data.importing import Form, MatrixKeys, import_data
-from dml_hpc.data.totals import total_weight
 from dml_hpc.errors import AgreedError
+from dml_hpc.objectives import open_objective
 
 pytestmark = pytest.mark.mpi
 
@@ -43,7 +44,9 @@ def test_the_total_is_exact_on_any_number_of_ranks(comms, folder):
                 form=Form(5, "float64"))
     dataset = open_dataset(folder / "out", comm=comms)
     shards = [math.fsum(weight[start:start + 100]) for start in range(0, 500, 100)]
-    assert set(comms.allgather(total_weight(comms, dataset))) == {math.fsum(shards)}
+    learnable = open_learnable(comms, dataset, open_objective("linear"), None, np.dtype("float64"), None, True)
+    found = float(learnable(np.zeros(1), np.ones(1))[1][0])  # one over the mean
+    assert set(comms.allgather(found)) == {1 / (math.fsum(shards) / 500)}
 
 
 def test_a_weight_that_is_none_ends_all_ranks(comms, folder):

@@ -14,15 +14,16 @@ import pytest
 from data_support import write_dataset
 
 from dml_hpc.commands import data_info, data_merge, data_split
+from dml_hpc.commands.learnable import open_learnable
 from dml_hpc.console import Console
 from dml_hpc.data.csr import Csr, sparse
 from dml_hpc.data.dataset import Dataset, open_dataset
 from dml_hpc.data.importing import Columns, Form, MatrixKeys, import_data
 from dml_hpc.data.shard import Keys
-from dml_hpc.data.totals import total_weight
 from dml_hpc.data.verification.verify import verify
 from dml_hpc.errors import AgreedError, UserError
 from dml_hpc.mpi import Alone
+from dml_hpc.objectives import open_objective
 
 ROWS = 400
 X = np.random.default_rng(3).standard_normal((ROWS, 3))
@@ -228,20 +229,25 @@ def test_verify_finds_weights_that_are_missing_or_bad(tmp_path: Path) -> None:
     assert places(lambda file: file["weight"].__setitem__(5, -2)) == ["weight[5]"]
 
 
+def sum_of_weights(dataset) -> float:
+    """Return what the rows of a data set weigh, as training sees it: it divides weights by their mean."""
+    learnable = open_learnable(Alone(), dataset, open_objective("linear"), None, np.dtype("float64"), None, True)
+    return dataset.rows / learnable(np.zeros(1), np.ones(1))[1][0]
+
+
 def test_weights_are_summed_exactly_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weight = np.random.default_rng(5).random(ROWS) * np.logspace(-8, 8, ROWS)
     folder = write_dataset(tmp_path / "d", X, Y, [100, 0, 300], "float64", weight=weight)
     dataset = open_dataset(folder)
     expected = math.fsum([math.fsum(weight[:100]), math.fsum(weight[100:])])
-    assert total_weight(Alone(), dataset) == expected
+    assert sum_of_weights(dataset) == pytest.approx(expected, rel=1e-15)
     assert data_info.run(Console(), [folder])["weight"] == expected
     assert f"rows have weights, which add up to {expected:.10g}" in capsys.readouterr().out
     plain = write_dataset(tmp_path / "plain", X, Y, [ROWS])
-    assert total_weight(Alone(), open_dataset(plain)) == ROWS
     assert data_info.run(Console(), [plain])["weight"] is None
     nothing = write_dataset(tmp_path / "nothing", X, Y, [ROWS], weight=np.zeros(ROWS))
-    with pytest.raises(AgreedError, match="add up to 0; at least one is above 0"):
-        total_weight(Alone(), open_dataset(nothing))
+    with pytest.raises(AgreedError, match="weigh 0; give weights above 0"):
+        sum_of_weights(open_dataset(nothing))
 
 
 def test_a_manifest_from_before_there_were_weights_is_read(tmp_path: Path) -> None:
