@@ -12,6 +12,11 @@ def computable(stored: Any, wanted: Any, sparse: bool = False) -> Any:
     return stored if str(stored) in known else wanted
 
 
+def plain(X: Any) -> Any:
+    """Return the array as kernels take it: float16 as its bits, as Numba does not know that type on the CPU."""
+    return X.view("uint16") if X.dtype == "float16" else X
+
+
 def start_compiler() -> None:
     """Load what Numba loads before its first kernel, a few tenths of a second.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dml_hpc.data.csr import Csr
-from dml_hpc.kernels import glm, glm_sparse
+from dml_hpc.kernels import glm, glm_sparse, plain
 from dml_hpc.objectives.layers import Layers
 from dml_hpc.objectives.objective import Objective
 from dml_hpc.objectives.sequential import Sequential
@@ -30,7 +30,7 @@ class LinearScore(Objective):
         if isinstance(X, Csr):
             return glm_sparse.loss_and_gradient(self.loss, self.delta, X.data, X.indices, X.indptr, y, weight, rows,
                                                 parameters, gradient)
-        return glm.loss_and_gradient(self.loss, self.delta, _plain(X), y, weight, rows, parameters, gradient)
+        return glm.loss_and_gradient(self.loss, self.delta, plain(X), y, weight, rows, parameters, gradient)
 
     def fixed_point_gradient(self, layers: Layers, X: np.ndarray | Csr, y: np.ndarray, weight: np.ndarray | None,
                              rows: np.ndarray, parameters: np.ndarray, shift: np.ndarray, scale: np.ndarray,
@@ -40,7 +40,7 @@ class LinearScore(Objective):
             glm_sparse.fixed_point_gradient(self.loss, self.delta, X.data, X.indices, X.indptr, y, weight, rows,
                                             parameters, scale, per_unit, per_loss_unit, out)
         else:
-            glm.fixed_point_gradient(self.loss, self.delta, _plain(X), y, weight, rows, parameters, shift, scale,
+            glm.fixed_point_gradient(self.loss, self.delta, plain(X), y, weight, rows, parameters, shift, scale,
                                      per_unit, per_loss_unit, out)
 
     def scores(self, layers: Layers, X: np.ndarray | Csr, parameters: np.ndarray, out: np.ndarray) -> None:
@@ -48,7 +48,7 @@ class LinearScore(Objective):
         if isinstance(X, Csr):
             glm_sparse.scores(X.data, X.indices, X.indptr, parameters, out[:, 0])
         else:
-            glm.scores(_plain(X), parameters, out[:, 0])
+            glm.scores(plain(X), parameters, out[:, 0])
 
     def sequential_sgd(self, layers: Layers, X: np.ndarray | Csr, y: np.ndarray, weight: np.ndarray | None,
                        rows: np.ndarray, shift: np.ndarray, scale: np.ndarray, state: Sequential,
@@ -59,10 +59,5 @@ class LinearScore(Objective):
             return glm_sparse.sequential_sgd(self.loss, self.delta, X.data, X.indices, X.indptr, y, weight, rows,
                                              state.unless_plain(scale), state.parameters, state.seen, state.worth,
                                              step_size, state.l1, state.l2)
-        return glm.sequential_sgd(self.loss, self.delta, _plain(X), y, weight, rows, shift, scale, state.settle(),
+        return glm.sequential_sgd(self.loss, self.delta, plain(X), y, weight, rows, shift, scale, state.settle(),
                                   step_size, state.l1, state.l2)
-
-
-def _plain(X: np.ndarray) -> np.ndarray:
-    """Return X as kernels take it: float16 as its bits, as Numba does not know that type on the CPU."""
-    return X.view(np.uint16) if X.dtype == np.float16 else X

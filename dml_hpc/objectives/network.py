@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from dml_hpc.data.csr import Csr
+from dml_hpc.data.joining import Joining
+from dml_hpc.data.reading import Rows
 from dml_hpc.errors import UserError
-from dml_hpc.kernels import network, network_rows, softmax_steps
+from dml_hpc.kernels import network, network_rows, plain, softmax_steps
 from dml_hpc.objectives import ACTIVATIONS, classification
 from dml_hpc.objectives.layers import Layers
 from dml_hpc.objectives.linear import Linear
 from dml_hpc.objectives.objective import Objective
-from dml_hpc.objectives.propagation import MOST_ROWS, Hooks, Propagation, plain
+from dml_hpc.objectives.propagation import MOST_ROWS, Hooks, Propagation
 from dml_hpc.objectives.sequential import Sequential
+from dml_hpc.watch import progressed
 
 
 class Network(Objective):
@@ -26,9 +29,10 @@ class Network(Objective):
     ½(s − y)². Gradients by back-propagation (Rumelhart, Hinton and Williams, *Learning Representations by
     Back-Propagating Errors*, Nature 323, 1986).
 
-    While `loss_and_gradient` runs, it calls ``needed(layer)``, where that is set, before it first reads the layer's
-    block, and ``finished(start, stop)`` as soon as elements ``start`` … ``stop − 1`` of ``gradient`` are what they will
-    be when it returns: from the last layer to the first, so that they can be sent while earlier layers are at work.
+    While a batch's gradient is computed, ``needed(layer)``, where that is set, is called once before the layer's block
+    is first read, and ``finished(start, stop)`` as soon as elements ``start`` … ``stop − 1`` of ``gradient`` are what
+    they will be at the end: from the last layer to the first, so that they can be sent while earlier layers are at
+    work.
     """
 
     def __init__(self, hidden: Sequence[int] = (), activation: str = "relu"):
@@ -36,6 +40,7 @@ class Network(Objective):
         self.needed: Callable[[int], None] | None = None
         self.finished: Callable[[int, int], None] | None = None
         self._propagation: Propagation | None = None
+        self._joining: Joining | None = None
         self._own, self._tops = np.empty(0), np.empty(0)
         self._numbers = Linear()  # what one output learns, it learns as this does
 
@@ -77,15 +82,37 @@ class Network(Objective):
 
     def loss_and_gradient(self, layers: Layers, X: np.ndarray | Csr, y: np.ndarray, weight: np.ndarray | None,
                           rows: np.ndarray, parameters: np.ndarray, gradient: np.ndarray) -> float:
-        """See `Objective.loss_and_gradient`; the products are BLAS's, and nothing large is allocated."""
-        passes, total = self._passes(layers, parameters.dtype), 0.0
+        """See `Objective.loss_and_gradient`."""
+        return self.batch_loss_and_gradient(layers, [Rows(X, y, rows, weight)], parameters, gradient)
+
+    def batch_loss_and_gradient(self, layers: Layers, parts: Iterable[Rows], parameters: np.ndarray,
+                                gradient: np.ndarray) -> float:
+        """See `Objective.batch_loss_and_gradient`: small parts go through the layers together."""
+        total, first, told = 0.0, True, False
+        self._passes(layers, parameters.dtype)
+        assert self._joining is not None
+        for part, last in self._joining.join(parts):
+            hooks = Hooks(self.needed if first else None, self.finished if last else None)
+            total += self._part(layers, part, parameters, gradient, hooks)
+            first, told = False, last
+            progressed()
+        if first and self.needed is not None:
+            for layer in range(len(layers.widths) - 1):
+                self.needed(layer)
+        if not told and self.finished is not None:
+            self.finished(0, layers.size)
+        return total
+
+    def _part(self, layers: Layers, part: Rows, parameters: np.ndarray, gradient: np.ndarray, told: Hooks) -> float:
+        """Do as `loss_and_gradient` says; the products are BLAS's, and nothing large is allocated."""
+        (X, y, rows, weight), passes, total = part, self._passes(layers, parameters.dtype), 0.0
         biases = layers.block(parameters, len(layers.widths) - 2)[-1]
         bias_gradient = layers.block(gradient, len(layers.widths) - 2)[-1]
         with np.errstate(all="ignore"):  # what is not finite shows in the loss
             step = passes.most_rows(X)
             for start in range(0, max(len(rows), 1), step):
                 chunk = rows[start:start + step]
-                hooks = Hooks(self.needed if start == 0 else None, self.finished if start + step >= len(rows) else None)
+                hooks = Hooks(told.needed if start == 0 else None, told.finished if start + step >= len(rows) else None)
                 scores = passes.forward(X, chunk, parameters, hooks)
                 total += self._slopes(scores, biases, y, weight, chunk, bias_gradient)
                 passes.backward(scores, parameters, gradient, hooks)
@@ -129,6 +156,7 @@ class Network(Objective):
         passes = self._propagation
         if passes is None or passes.layers != layers or passes.dtype != dtype:
             self._propagation = passes = Propagation(layers, dtype, self.activation)
+            self._joining = Joining(passes.most_rows, dtype)
             self._own, self._tops = np.empty(MOST_ROWS, dtype), np.empty(network.LANES, dtype)
         return passes
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 import numpy as np
 
 from dml_hpc.data.csr import Csr
+from dml_hpc.data.reading import Rows
 from dml_hpc.objectives.layers import Layers
 from dml_hpc.objectives.sequential import Sequential
+from dml_hpc.watch import progressed
 
 
 class Objective(ABC):
@@ -81,6 +84,15 @@ class Objective(ABC):
     def loss_and_gradient(self, layers: Layers, X: np.ndarray | Csr, y: np.ndarray, weight: np.ndarray | None,
                           rows: np.ndarray, parameters: np.ndarray, gradient: np.ndarray) -> float:
         """Add the gradient of the summed, weighted loss of ``rows`` to ``gradient`` and return that sum."""
+
+    def batch_loss_and_gradient(self, layers: Layers, parts: Iterable[Rows], parameters: np.ndarray,
+                                gradient: np.ndarray) -> float:
+        """As `loss_and_gradient`, for rows that lie in several places; ``parts`` may be valid one at a time."""
+        total = 0.0
+        for X, y, rows, weight in parts:
+            total += self.loss_and_gradient(layers, X, y, weight, rows, parameters, gradient)
+            progressed()
+        return total
 
     @abstractmethod
     def fixed_point_gradient(self, layers: Layers, X: np.ndarray | Csr, y: np.ndarray, weight: np.ndarray | None,

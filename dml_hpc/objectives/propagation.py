@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dml_hpc.data.csr import Csr
-from dml_hpc.kernels import network
+from dml_hpc.kernels import network, plain
 from dml_hpc.objectives.layers import Layers
 
 MOST_ROWS, _LEAST_ROWS = 2048, 64
@@ -121,8 +121,3 @@ class Propagation:
         else:
             out += bias
             np.tanh(out, out=out)
-
-
-def plain(X: np.ndarray) -> np.ndarray:
-    """Return X as kernels take it: float16 as its bits, as Numba does not know that type on the CPU."""
-    return X.view(np.uint16) if X.dtype == np.float16 else X

@@ -109,21 +109,9 @@ class OverlappedSync(Algorithm):
         self._step = 1 / max(rows, 1), self.step_size, step + 1
         self._gradient[:] = 0
         self._missing = [bucket.stop - bucket.start for bucket in self._buckets]
-        self._network.needed = self._wait_for
-        # Parts that are read as they are used are valid one at a time, and which is the last shows too late.
-        last = len(parts) - 1 if isinstance(parts, list) else None
-        loss, some = 0.0, False
-        for place, part in enumerate(parts):
-            if place == last:
-                self._network.finished = self._finished
-            loss, some = loss + problem.loss_and_gradient([part], self._raw, self._gradient), True
-        self._network.finished = self._network.needed = None
-        if some and last is None:
-            self._finished(0, len(self._gradient))
-        elif not some:  # the others wait for this rank's zeros
-            for layer in range(len(problem.layers.starts) - 1):
-                self._wait_for(layer)
-            self._finished(0, len(self._gradient))
+        self._network.needed, self._network.finished = self._wait_for, self._finished
+        loss = problem.loss_and_gradient(parts, self._raw, self._gradient)
+        self._network.needed = self._network.finished = None
         clock.lap("compute")
         sums = self._thread.submit(self._sum, np.array([loss, late], np.float64))
         for place, bucket in enumerate(self._buckets):

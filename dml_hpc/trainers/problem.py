@@ -38,12 +38,7 @@ class Problem:
 
         ``parameters`` are those for rows as they are stored, and so is the gradient; both (size,).
         """
-        total = 0.0
-        for part in parts:
-            total += self.objective.loss_and_gradient(self.layers, part.X, part.y, part.weight, part.rows, parameters,
-                                                      gradient)
-            progressed()
-        return total
+        return self.objective.batch_loss_and_gradient(self.layers, parts, parameters, gradient)
 
     def summed_loss(self, parts: Iterable[Rows], parameters: np.ndarray) -> float:
         """Return the summed loss of ``parts``, each of consecutive rows; ``parameters`` are for stored rows (size,)."""

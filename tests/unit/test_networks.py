@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dml_hpc.data.csr import sparse
+from dml_hpc.data.reading import Rows
 from dml_hpc.errors import UserError
 from dml_hpc.objectives import open_objective
 from dml_hpc.objectives.layers import Layers
@@ -313,3 +314,43 @@ def test_nothing_at_all_is_no_loss():
             assert network.loss_and_gradient(layers, form, y, None, none, parameters, gradient) == 0
             network.scores(layers, form[:0], parameters, np.empty((0, layers.outputs)))
         assert not gradient.any()
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("kind", ["dense", "sparse", "half"])
+def test_a_batch_in_many_places_gives_the_gradient_of_its_rows_together(kind, weighted):
+    network, layers, X, y, parameters, weight = problem("deep", 3 * MOST_ROWS)
+    if kind == "half":
+        X = X.astype("f2")
+    edges = [0, 7, 7, 30, MOST_ROWS + 100, 3 * MOST_ROWS - 200, 3 * MOST_ROWS]  # a large part among small ones
+    order = np.random.default_rng(5).permutation(len(X))
+    parts = []
+    for start, stop in pairwise(edges):
+        rows = order[start:stop]
+        whole = np.sort(rows) if stop - start > MOST_ROWS else rows
+        parts.append(Rows(sparse(X) if kind == "sparse" else X, y, whole, weight if weighted else None))
+    expected_gradient = np.zeros(layers.size)
+    expected = network.loss_and_gradient(layers, X.astype(float), y, weight if weighted else None, np.arange(len(X)),
+                                         parameters, expected_gradient)
+    for shape in (list, iter):
+        gradient, seen, told = np.zeros(layers.size), np.full(layers.size, np.nan), []
+        network.needed = told.append
+        network.finished = lambda start, stop: seen.__setitem__(slice(start, stop), gradient[start:stop])  # noqa: B023
+        try:
+            loss = network.batch_loss_and_gradient(layers, shape(parts), parameters, gradient)
+        finally:
+            network.needed = network.finished = None
+        assert loss == pytest.approx(expected, rel=1e-12) and told == [0, 1, 2, 3]
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-9, atol=1e-9)
+        np.testing.assert_array_equal(seen, gradient)
+
+
+def test_a_batch_of_no_rows_tells_that_all_is_finished():
+    network, layers, *_ = problem("deep", 10)
+    needed, finished = [], []
+    network.needed, network.finished = needed.append, lambda *range: finished.append(range)
+    try:
+        assert network.batch_loss_and_gradient(layers, [], np.zeros(layers.size), np.zeros(layers.size)) == 0
+    finally:
+        network.needed = network.finished = None
+    assert needed == [0, 1, 2, 3] and finished == [(0, layers.size)]
