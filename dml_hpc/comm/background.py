@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 NAP_S = 2e-5
 """How long a waiting thread sleeps before it looks again."""
+LONG_NAP_S = 3e-4
+"""How long one in the background sleeps when it waits for a message: each look costs system calls, on a core that has
+other work; what the network's buffers hold meanwhile arrives late by this at most."""
 SPIN_S = 1e-3
 """How long a rank looks without sleeping, offering its core to others in between: it may have to share it with ranks
 that have work, and with the network's own threads."""
@@ -46,7 +49,7 @@ def finish(request: Request, spin_s: float = SPIN_S) -> None:
         if time.perf_counter() < spin_until:
             os.sched_yield()
         else:
-            time.sleep(NAP_S)
+            time.sleep(LONG_NAP_S if in_background() else NAP_S)
 
 
 class Background:
