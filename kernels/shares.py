@@ -10,15 +10,17 @@ from dml_hpc.kernels.sampling import _GOLDEN, _ONE, _mix, permute
 BLOCK_ROWS = 64
 MIXED_BLOCKS = 32
 """So many blocks, from anywhere in the share, are shuffled together row by row."""
+STRIP_ROWS = 8
+"""So many neighbours are dealt together, or each machine would fetch nearly all that there is from memory."""
 
 
 @njit(cache=True, nogil=True)
-def dealt_row(run, machine, machines, key):
-    """Return which row a machine gets of the ``run``-th run of ``machines`` rows, as a number within the run.
+def dealt(run, machine, machines, key):
+    """Return which item a machine gets of the ``run``-th run of ``machines`` items, as a number within the run.
 
     Every run is dealt by a permutation of its own, which ``key`` (uint64) selects: on the next power of two, rounds of
     steps that are one-to-one (see `dml_hpc.kernels.sampling.permute`, which takes more of them and more time), and then
-    a turn that makes every row equally likely.
+    a turn that makes every item equally likely.
     """
     bits = np.uint64(1)
     while (np.uint64(machines) - _ONE) >> bits:
@@ -39,20 +41,30 @@ def dealt_row(run, machine, machines, key):
 
 
 @njit(cache=True, nogil=True)
-def dealt_rows(first, last, blocks, count, machine, machines, deal, order, out):
+def dealt_rows(first, last, blocks, strips, count, machine, machines, deal, order, out):
     """Write the rows of the ``first``-th … ``last − 1``-th visited block of a share to ``out``; return how many.
 
-    The share is one row of every run of ``machines`` rows, ``count`` in all, chosen by the key ``deal``; it is cut
-    into ``blocks`` blocks of `BLOCK_ROWS`, which the key ``order`` puts in order. Each `MIXED_BLOCKS` of them, the
-    first from ``first`` on, come in one random order of their rows (Fisher and Yates). ``out`` is int64.
+    The share is a strip of `STRIP_ROWS` of every run of ``machines`` strips, ``strips`` of them, and one row of every
+    run of ``machines`` rows behind them, ``count`` rows in all, chosen by the key ``deal``; it is cut into ``blocks``
+    blocks of `BLOCK_ROWS`, which the key ``order`` puts in order. Each `MIXED_BLOCKS` of them, the first from ``first``
+    on, come in one random order of their rows (Fisher and Yates). ``out`` is int64.
     """
+    # What lies behind the strips is dealt by the row, in runs numbered on from the strips'.
+    shift = strips * STRIP_ROWS * machines - strips * machines
     filled = 0
     for start in range(first, last, MIXED_BLOCKS):
         begin = filled
         for visited in range(start, min(start + MIXED_BLOCKS, last)):
             block = permute(visited, blocks, order)
-            for run in range(block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, count)):
-                out[filled] = run * machines + dealt_row(run, machine, machines, deal)
+            stop = min((block + 1) * BLOCK_ROWS, count)
+            for strip in range(block * BLOCK_ROWS // STRIP_ROWS, min(stop // STRIP_ROWS, strips)):
+                row = (strip * machines + dealt(strip, machine, machines, deal)) * STRIP_ROWS
+                for k in range(STRIP_ROWS):
+                    out[filled + k] = row + k
+                filled += STRIP_ROWS
+            for place in range(max(block * BLOCK_ROWS, strips * STRIP_ROWS), stop):
+                run = place - strips * STRIP_ROWS + strips
+                out[filled] = shift + run * machines + dealt(run, machine, machines, deal)
                 filled += 1
         key = _mix(order + np.uint64(start + 1))
         for i in range(filled - 1, begin, -1):

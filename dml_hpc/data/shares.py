@@ -14,7 +14,7 @@ import numpy as np
 from dml_hpc.data.dataset import Dataset
 from dml_hpc.data.reading import Loaded, Prepare, Reader, Rows
 from dml_hpc.kernels.random import bits, stream
-from dml_hpc.kernels.shares import BLOCK_ROWS, MIXED_BLOCKS, dealt_row, dealt_rows, drawn_rows, group_rows
+from dml_hpc.kernels.shares import BLOCK_ROWS, MIXED_BLOCKS, STRIP_ROWS, dealt, dealt_rows, drawn_rows, group_rows
 
 CHUNK_ROWS = 8 * MIXED_BLOCKS * BLOCK_ROWS
 """The most rows that a step takes."""
@@ -38,8 +38,8 @@ class Share(Protocol):
 class DealtShare:
     """The share of algorithm 3: all rows are dealt to the ``machines`` once, then each shuffles its own every epoch.
 
-    Of every ``machines`` consecutive rows each machine gets one, at random, so that shares differ by one row at most
-    and lie in storage order. An epoch visits blocks of `BLOCK_ROWS` rows of the share in random order, the rows of
+    Of every ``machines`` consecutive strips of `STRIP_ROWS` rows each machine gets one, at random, and of the rest one
+    of every ``machines`` rows, so that shares differ by one row at most and lie in storage order. An epoch visits blocks of `BLOCK_ROWS` rows of the share in random order, the rows of
     `MIXED_BLOCKS` of them mixed: storage is read by the block, and no two neighbours in it need follow each other.
     Nothing is stored for a row. Without ``shuffle`` rows are dealt in turn, and visited in storage order.
     """
@@ -48,10 +48,12 @@ class DealtShare:
         self._place = machine, machines
         self._shuffle = shuffle
         self._deal, self._order = np.uint64(stream(seed, _DEAL)), np.uint64(bits(stream(seed, _ORDER), machine))
-        runs, rest = divmod(rows, machines)
-        here = dealt_row(runs, machine, machines, self._deal) if shuffle else machine
-        self.count = runs + (here < rest)
-        self.steps = max(1, -(-(runs + (rest > 0)) // CHUNK_ROWS))
+        self._strips = rows // (machines * STRIP_ROWS) if shuffle else 0
+        runs, rest = divmod(rows - self._strips * machines * STRIP_ROWS, machines)
+        here = dealt(self._strips + runs, machine, machines, self._deal) if shuffle else machine
+        least = self._strips * STRIP_ROWS + runs
+        self.count = least + (here < rest)
+        self.steps = max(1, -(-(least + (rest > 0)) // CHUNK_ROWS))
         self._rows = np.empty(min(self.count, CHUNK_ROWS), np.int64)
 
     def take(self, epoch: int, step: int) -> np.ndarray:
@@ -63,7 +65,7 @@ class DealtShare:
             return self._rows[:last - first]
         blocks = -(-self.count // BLOCK_ROWS)
         first, last = (min(edge * CHUNK_ROWS // BLOCK_ROWS, blocks) for edge in (step, step + 1))
-        found = dealt_rows(first, last, blocks, self.count, machine, machines, self._deal,
+        found = dealt_rows(first, last, blocks, self._strips, self.count, machine, machines, self._deal,
                            np.uint64(bits(self._order, epoch)), self._rows)
         return self._rows[:found]
 

@@ -34,8 +34,12 @@ def test_rows_are_dealt_once_for_all_and_shuffled_every_epoch(rows, machines, sh
     for share, one, other in zip(shares, first, second, strict=True):
         assert len(one) == share.count
         np.testing.assert_array_equal(np.sort(one), np.sort(other))
-        # One row of every run of as many as there are machines.
-        np.testing.assert_array_equal(np.sort(one) // machines, np.arange(share.count))
+        # One strip of every run of as many as there are machines, and one row of every run behind them.
+        runs, own = rows // (8 * machines) if shuffle else 0, np.sort(one)
+        np.testing.assert_array_equal(own[:8 * runs] // (8 * machines), np.repeat(np.arange(runs), 8))
+        np.testing.assert_array_equal(np.diff(own[:8 * runs].reshape(-1, 8)), 1)
+        rest = own[8 * runs:] - 8 * runs * machines
+        np.testing.assert_array_equal(rest // machines, np.arange(share.count - 8 * runs))
         assert all(len(rows) <= CHUNK_ROWS for rows in epoch_of(share, 2))
     if rows > 1000:
         assert np.array_equal(first[0], second[0]) == (not shuffle)
@@ -45,11 +49,12 @@ def test_rows_are_dealt_once_for_all_and_shuffled_every_epoch(rows, machines, sh
 
 
 def test_a_deal_is_fair_to_every_machine_and_differs_by_seed():
-    rows, machines = 300_000, 6
-    deals = [np.sort(np.concatenate(epoch_of(DealtShare(rows, 2, machines, seed), 0))) % machines for seed in (0, 1)]
+    strips, machines = 300_000, 6
+    shares = [np.concatenate(epoch_of(DealtShare(8 * strips, 2, machines, seed), 0)) for seed in (0, 1)]
+    deals = [np.sort(rows)[::8] // 8 % machines for rows in shares]
     for places in deals:
         counts = np.bincount(places, minlength=machines)
-        expected = rows / machines**2
+        expected = strips / machines**2
         assert ((counts - expected) ** 2 / expected).sum() < 20.5, "chi squared, 5 degrees of freedom, p = 0.001"
         assert abs(np.corrcoef(places[:-1], places[1:])[0, 1]) < 4 / np.sqrt(len(places))
     assert 0.1 < (deals[0] == deals[1]).mean() < 0.25
@@ -61,7 +66,8 @@ def test_storage_is_read_by_blocks_and_rows_are_mixed_over_many():
     chunk = share.take(0, 7)
     assert len(chunk) == CHUNK_ROWS
     for start in range(0, CHUNK_ROWS, MIXED):
-        places = chunk[start:start + MIXED] // machines
+        strips = chunk[start:start + MIXED] // 8
+        places = strips // machines * 8 + chunk[start:start + MIXED] % 8
         blocks, counts = np.unique(places // 64, return_counts=True)
         assert len(blocks) == 32 and (counts == 64).all()
         assert blocks.max() - blocks.min() > share.count / 64 / 2, "from all over the share"
