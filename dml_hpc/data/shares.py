@@ -39,8 +39,9 @@ class DealtShare:
     """The share of algorithm 3: all rows are dealt to the ``machines`` once, then each shuffles its own every epoch.
 
     Of every ``machines`` consecutive strips of `STRIP_ROWS` rows each machine gets one, at random, and of the rest one
-    of every ``machines`` rows, so that shares differ by one row at most and lie in storage order. An epoch visits blocks of `BLOCK_ROWS` rows of the share in random order, the rows of
-    `MIXED_BLOCKS` of them mixed: storage is read by the block, and no two neighbours in it need follow each other.
+    of every ``machines`` rows, so that shares differ by one row at most and lie in storage order. An epoch visits
+    blocks of `BLOCK_ROWS` rows of the share in random order, the rows of `MIXED_BLOCKS` of them mixed: storage is read
+    by the block, and no two neighbours in it need follow each other.
     Nothing is stored for a row. Without ``shuffle`` rows are dealt in turn, and visited in storage order.
     """
 
