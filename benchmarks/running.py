@@ -19,6 +19,7 @@ from results_file import write_results
 
 TOOLS = Path(sys.executable).parent
 PEERS = Path(__file__).parent / "peers"
+CLUSTER = Path(__file__).parents[1] / "scripts" / "emulated_cluster.sh"
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """A rank is a core."""
 
@@ -45,9 +46,21 @@ def version(python: str, module: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def peer(python: str, script: str, *words: object) -> dict[str, Any]:
-    """Run ``benchmarks/peers/SCRIPT`` by that Python and return the JSON object of its last line."""
-    return _last_line([python, str(PEERS / script), *map(str, words)], dict(os.environ))
+def peer(python: str, script: str, *words: object, ranks: int | None = None) -> dict[str, Any]:
+    """Run ``benchmarks/peers/SCRIPT`` by that Python and return the JSON object of its last line.
+
+    With ``ranks``, on so many of one thread each, started by the ``mpirun`` beside that Python.
+    """
+    line = [python, str(PEERS / script), *map(str, words)]
+    if ranks is None:
+        return _last_line(line, dict(os.environ))
+    return _last_line([str(Path(python).parent / "mpirun"), "-n", str(ranks), *line], ONE_THREAD)
+
+
+def on_hosts(hosts: int, rate: str, *words: object) -> dict[str, Any]:
+    """Run ``dml-hpc WORDS`` over so many emulated hosts, a rank each, and return its JSON object."""
+    line = [CLUSTER, hosts, "--rate", rate, "--", TOOLS / "dml-hpc", *words, "--json", "--no-progress"]
+    return _last_line([str(word) for word in line], {**ONE_THREAD, "PATH": f"{TOOLS}{os.pathsep}{os.environ['PATH']}"})
 
 
 def _last_line(line: list[str], environment: dict[str, str]) -> dict[str, Any]:

@@ -9,9 +9,21 @@ import click
 
 from dml_hpc import __version__
 from dml_hpc.comm import ALLREDUCES, COMPRESSIONS, REDUCERS
+from dml_hpc.decomposition.svd import METHODS as SVD_METHODS
 from dml_hpc.objectives import ACTIVATIONS, OBJECTIVES
 from dml_hpc.optim import OPTIMISERS, SCHEDULES
-from dml_hpc.parameters import BatchSize, ClassWeight, Contenders, Finite, Names, Size, Sizes, Widths
+from dml_hpc.parameters import (
+    BatchSize,
+    ClassWeight,
+    Contenders,
+    Finite,
+    GridShape,
+    Names,
+    Size,
+    Sizes,
+    Tolerance,
+    Widths,
+)
 from dml_hpc.trainers import ALGORITHMS, EXCHANGES, WEIGHTINGS
 from dml_hpc.verb import RanksVerb, SharedVerb, Verb, option, run
 
@@ -374,15 +386,50 @@ def predict(comm: Any, console: Any, **arguments: Any) -> Any:
 @data_argument
 @x_key
 @output
-@option("-k", "--k", "k", type=POSITIVE, required=True, metavar="N", help="Singular triplets to compute.")
+@option("-k", "--k", "k", type=POSITIVE, default=None, metavar="N", help="Singular triplets to compute; with "
+        "--tolerance the most.")
+@option("--tolerance", type=Tolerance(), default=None, help="As many triplets as hold this share of ‖A‖² "
+        "(energy=0.95), or all with σ ≥ this times σ₁ (sigma=1e-3).")
+@option("--accuracy", type=Finite(min=0, min_open=True, max=1), default=1e-5, help="Residual ‖Aᵀu − σv‖/σ₁ that "
+        "every triplet is to have.")
+@option("--method", type=click.Choice(["auto", *SVD_METHODS]), default="auto", help="How; auto chooses and says why.")
+@option("--grid", type=GridShape(), default=None, help="Ranks in a grid of blocks, for --method randomized.  "
+        "[default: what moves least]")
+@option("--center", is_flag=True, help="Take its mean off every column: principal components.")
+@option("--scale", is_flag=True, help="Divide every column by its deviation.")
+@option("--left", type=PATH, default=None, metavar="DIR", help="Write the left singular vectors as a data set, row by "
+        "row.")
+@option("--plot", type=PATH, default=None, metavar="FILE", help="Draw the singular values into FILE.png or .svg.")
+@option("--memory-limit", type=Size(), default=None, help="Memory that a rank may take in all, such as 2G; rows that "
+        "do not fit are read again in each pass.")
+@option("--reproducible", is_flag=True, help="The same factors, bit for bit, on any number of ranks.")
+@seed
 @allreduce("hierarchical")
 @tuning
 @overwrite
 def svd(comm: Any, console: Any, **arguments: Any) -> Any:
-    """The K largest singular values of DATA's matrix and their vectors, each with its residual."""
+    """The largest singular values of DATA's matrix and their vectors, each with its residual."""
     from dml_hpc.commands import svd
 
     return svd.run(comm, console, **arguments)
+
+
+@root.command("svd-apply", cls=RanksVerb)
+@click.argument("factors", type=PATH)
+@data_argument
+@x_key
+@y_key
+@output
+@option("--scores", is_flag=True, help="Coordinates times singular values: A·V, the principal component scores.")
+@overwrite
+def svd_apply(comm: Any, console: Any, **arguments: Any) -> Any:
+    """DATA's rows in the coordinates of the singular vectors in FACTORS, A·V/σ, as a data set.
+
+    FACTORS is what svd wrote, of any data set with the same features.
+    """
+    from dml_hpc.commands import svd_apply
+
+    return svd_apply.run(comm, console, **arguments)
 
 
 @root.group()

@@ -121,6 +121,40 @@ class ClassWeight(click.ParamType):
         return found
 
 
+class Tolerance(click.ParamType):
+    """When there are enough triplets: ``energy=0.95`` or ``sigma=1e-3``."""
+
+    name = "energy=SHARE|sigma=RATIO"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        """Return ("energy", share) or ("ratio", ratio to the largest)."""
+        if isinstance(value, tuple):
+            return value
+        name, _, text = str(value).partition("=")
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if name not in ("energy", "sigma") or not 0 < number <= 1:
+            self.fail(f"{value!r} is neither energy=SHARE nor sigma=RATIO, with a number above 0 up to 1", param, ctx)
+        return "energy" if name == "energy" else "ratio", number
+
+
+class GridShape(click.ParamType):
+    """Rows and columns of a grid of ranks: ``2x4``."""
+
+    name = "RxC"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Return (rows, columns)."""
+        if isinstance(value, tuple):
+            return value
+        parts = re.fullmatch(r"([1-9][0-9]{0,5})[x×]([1-9][0-9]{0,5})", str(value), re.ASCII)
+        if parts is None:
+            self.fail(f"{value!r} is no grid of ranks (such as 2x4)", param, ctx)
+        return int(parts[1]), int(parts[2])
+
+
 class Contenders(click.ParamType):
     """A list of algorithms with options of the verb ``verb``: ``sync,sync:optimizer=adam:step-size=0.01``."""
 

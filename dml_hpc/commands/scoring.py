@@ -59,21 +59,22 @@ def open_fitted(comm: Intracomm, model: Path, data: Sequence[Path], x_key: str |
     return Fitted(trained, dataset, objective, Layers(trained.widths))
 
 
-def check_features(names: list[str] | None, features: int, dataset: Dataset, trained: str, data: str) -> None:
+def check_features(names: list[str] | None, features: int, dataset: Dataset, trained: str, data: str,
+                   made: str = "trained on") -> None:
     """Raise `UserError` unless the data set has the features that something was trained on, by name and order.
 
-    ``names`` and ``features`` are those of what was ``trained``, which, like ``data``, is what a person calls it. Where
-    either has no names for its features, their number decides.
+    ``names`` and ``features`` are those of what was ``trained``, which, like ``data``, is what a person calls it;
+    ``made`` says how it came about. Where either has no names for its features, their number decides.
     """
     theirs = dataset.manifest.feature_names
     if names is None or theirs is None:
         if features != dataset.features:
-            raise UserError(f"{trained} was trained on {features} features, {data} has {dataset.features}")
+            raise UserError(f"{trained} was {made} {features} features, {data} has {dataset.features}")
     elif names != theirs:
         first = next((f"'{a}' there, '{b}' here" for a, b in zip(names, theirs, strict=False) if a != b),
                      f"{len(names)} there, {len(theirs)} here")
-        raise UserError(f"{trained} was trained on other features than {data} has: {len(names)} against {len(theirs)}, "
-                        f"first difference: {first} (import new data with --like the training set)")
+        raise UserError(f"{trained} was {made} other features than {data} has: {len(names)} against {len(theirs)}, "
+                        f"first difference: {first} (import new data with --like what it was {made})")
 
 
 def warm_up(fitted: Fitted) -> None:

@@ -1,4 +1,4 @@
-"""``dml-hpc svd``: the truncated SVD of a data set's X, into an HDF5 file."""
+"""``dml-hpc svd``: the truncated SVD, or the principal components, of a data set's X, into an HDF5 file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dml_hpc.comm.clock import Clock
 from dml_hpc.commands import reducing
 from dml_hpc.commands.opening import named, open_data
-from dml_hpc.decomposition.svd.gram import SvdResult, truncated_svd
+from dml_hpc.commands.projecting import check_folder, write_left
+from dml_hpc.data.dataset import Dataset
+from dml_hpc.decomposition.grid import Grid
+from dml_hpc.decomposition.matrix import Matrix
+from dml_hpc.decomposition.svd.choice import Choice, choose
+from dml_hpc.decomposition.svd.truncated import Found, Wanted, truncated_svd
+from dml_hpc.errors import UserError
 from dml_hpc.files import check_output
-from dml_hpc.mpi import agreed
+from dml_hpc.kernels import start_compiler
+from dml_hpc.memory import free_bytes, peak_bytes, resident_bytes
+from dml_hpc.mpi import agreed, ranks_on_node
 from dml_hpc.store.factors import Factors, write_factors
 
 if TYPE_CHECKING:
@@ -25,55 +34,168 @@ if TYPE_CHECKING:
 ROWS_SHOWN = 20
 
 
-def run(comm: Intracomm, console: Console, data: Sequence[Path], x_key: str | None, output: Path, k: int,
+def run(comm: Intracomm, console: Console, data: Sequence[Path], x_key: str | None, output: Path, k: int | None,
+        tolerance: tuple[str, float] | None, accuracy: float, method: str, grid: tuple[int, int] | None, center: bool,
+        scale: bool, left: Path | None, plot: Path | None, memory_limit: int | None, reproducible: bool, seed: int,
         allreduce: str, tuning: Path | None, overwrite: bool) -> dict[str, Any]:
-    """Collective: factorise ``data`` and write the ``k`` largest triplets to ``output``.
+    """Collective: factorise ``data``, write the triplets to ``output``, U to ``left`` and a scree plot to ``plot``.
 
-    Returns the ``--json`` keys. ``allreduce`` names the reducer that sums the ranks' parts. Times are in
-    seconds, each the largest over the ranks. ``relative_residuals`` hold None where σ is zero to rounding.
-    Raises `AgreedError` on every rank for what the user can mend, before anything is written.
+    Returns the ``--json`` keys. Times are in seconds, each the largest over the ranks. Residuals hold None where σ is
+    zero to rounding. Raises `AgreedError` on every rank for what the user can mend, before anything is written.
     """
     started = time.perf_counter()
     with agreed(comm):
         reducing.check(allreduce, tuning, output, comm.rank)
+        if k is None and tolerance is None:
+            raise UserError("how many triplets? give -k N, or --tolerance energy=0.95, or both")
         if comm.rank == 0:
             check_output(output, overwrite, inputs=data)
-    dataset = open_data(comm, data, x_key, None, labels=False)
-    found = truncated_svd(comm, dataset, k, reducing.opener(console, allreduce, tuning=tuning), console)
+            _check_plot(plot, overwrite, [*data, output])
+    if left is not None:
+        check_folder(comm, left, overwrite, data, "--left")
+    dataset = open_data(comm, data, x_key, None, labels=False, statistics=center or scale)
+    shift, divisor = _standardising(comm, dataset, center, scale)
+    with agreed(comm):
+        limit = _most_triplets(dataset, k)
+        most_bytes = _most_bytes(memory_limit, ranks_on_node(comm))
+        choice = choose(dataset, limit, comm.size, accuracy, most_bytes, method, grid, reproducible)
+    choice = comm.bcast(choice)
+    console.say(f"svd      {choice.method} on {choice.grid[0]} × {choice.grid[1]} ranks: {choice.why}")
+    start_compiler()
+    clock = Clock()
+    wanted = Wanted(limit, accuracy, **({} if tolerance is None else {tolerance[0]: tolerance[1]}))
+    with Grid(comm, choice.grid) as ranks, Matrix(
+            ranks, dataset, reducing.opener(console, allreduce, tuning=tuning), clock, console, shift, divisor,
+            most_bytes, reproducible) as matrix:
+        found = truncated_svd(matrix, choice.method, choice.wide, wanted, seed)
+        V = matrix.gathered(found.triplets.V)
+    factors = _factors(dataset, found, V, choice, shift, divisor, accuracy, center)
     with agreed(comm):
         if comm.rank == 0:
-            write_factors(output, Factors(found.singular_values, found.V, found.relative_residuals,
-                                          dataset.manifest.feature_names, found.method, dataset.rows))
-    spent = np.array([*found.time_split.values(), time.perf_counter() - started])
-    slowest = comm.allgather(spent)
-    *split_s, work_s = (round(float(seconds), 6) for seconds in np.max(slowest, axis=0))
-    _show(console, found, output, work_s, comm.size)
+            write_factors(output, factors)
+            if plot is not None:
+                _draw(factors, plot)
+    work_s = time.perf_counter() - started
+    if left is not None:
+        write_left(comm, console, dataset, factors, left, overwrite)
+    spent = np.array([*clock.seconds.values(), work_s, time.perf_counter() - started, peak_bytes()])
+    *split_s, work_s, whole_s, peak = np.max(comm.allgather(spent), axis=0).tolist()
+    _show(console, factors, found, matrix, output, left, work_s, comm.size, wanted)
     return {
-        "k": k,
-        "method": found.method,
-        "singular_values": found.singular_values.tolist(),
-        "relative_residuals": [None if math.isnan(r) else r for r in found.relative_residuals.tolist()],
-        "passes_over_data": found.passes_over_data,
-        "allreduce": allreduce,
-        "allreduce_used": found.allreduce,
-        "data": named(data),
-        "rows": dataset.rows,
-        "features": dataset.features,
-        "output": str(output),
-        "work_s": work_s,
-        "time_split": dict(zip(found.time_split, split_s, strict=True)),
+        "k": factors.k, "method": choice.method, "why": choice.why, "grid": list(choice.grid),
+        "singular_values": factors.singular_values.tolist(),
+        "relative_residuals": _numbers(factors.relative_residuals),
+        "left_residuals": _numbers(factors.left_residuals),
+        "accuracy": accuracy, "accuracy_met": found.met,
+        "norm": factors.norm, "energy": _numbers(factors.energy), "error_bound": factors.error_bound,
+        "frobenius_error": found.remainder / found.norm if found.norm else 0.0,
+        "explained_variance": _numbers(factors.explained_variance),
+        "explained_variance_ratio": _numbers(factors.explained_variance_ratio),
+        "passes_over_data": matrix.passes, "precision": str(matrix.precision), "reproducible": reproducible,
+        "allreduce": allreduce, "allreduce_used": matrix.summed_by, "digest": factors.digest, "data": named(data),
+        "rows": dataset.rows, "features": dataset.features, "output": str(output),
+        "left": None if left is None else str(left), "work_s": round(work_s, 6), "with_left_s": round(whole_s, 6),
+        "peak_bytes": int(peak),
+        "time_split": {name: round(s, 6) for name, s in zip(clock.seconds, split_s, strict=True)},
     }
 
 
-def _show(console: Console, found: SvdResult, output: Path, work_s: float, ranks: int) -> None:
+def _check_plot(plot: Path | None, overwrite: bool, inputs: Sequence[Path]) -> None:
+    if plot is None:
+        return
+    from dml_hpc.reports.plots import check_matplotlib
+
+    if plot.suffix not in (".png", ".svg"):
+        raise UserError(f"--plot {plot}: the name has to end in .png or .svg")
+    check_output(plot, overwrite, option="--plot", inputs=inputs)
+    check_matplotlib()
+
+
+def _most_triplets(dataset: Dataset, k: int | None) -> int:
+    """Return how many triplets there may be; `UserError` where there are none, or fewer than asked for."""
+    rows, features = dataset.rows, dataset.features
+    if rows == 0:
+        raise UserError(f"{dataset.path} has no rows; there is nothing to factorise")
+    if k is not None and k > min(rows, features):
+        raise UserError(f"-k {k} is outside 1 … {min(rows, features)}, the smaller side of {dataset.path} "
+                        f"({rows} × {features}); choose another")
+    return k or min(rows, features)
+
+
+def _standardising(comm: Intracomm, dataset: Dataset, center: bool,
+                   scale: bool) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Return what is taken off every column and what it is then divided by, (features,) each, or None."""
+    if not (center or scale):
+        return None, None
+    with agreed(comm):
+        statistics = dataset.manifest.statistics
+        if statistics is None:
+            raise UserError(f"{dataset.path} has {dataset.features:,} features, too many for --center and --scale")
+    assert statistics is not None
+    deviation = np.asarray(statistics.deviation, np.float64)
+    # A constant column is left as it is: nothing is known of its scale.
+    divisor = np.where(deviation > 0, deviation, 1.0)
+    return np.asarray(statistics.mean, np.float64) if center else None, divisor if scale else None
+
+
+def _most_bytes(memory_limit: int | None, node_ranks: int) -> int | None:
+    """Return how much memory this rank's rows and sums may take, None: nothing is known."""
+    if memory_limit is None:
+        free = free_bytes()
+        return None if free is None else free // 2 // node_ranks
+    left = memory_limit - resident_bytes()
+    if left <= 0:
+        raise UserError(f"--memory-limit is below the {resident_bytes() >> 20:,} MiB that a rank takes before it has "
+                        "read a row; give more")
+    return left
+
+
+def _factors(dataset: Dataset, found: Found, V: np.ndarray, choice: Choice, shift: np.ndarray | None,
+             scale: np.ndarray | None, accuracy: float, center: bool) -> Factors:
+    sigma = found.triplets.singular_values
+    whole = found.norm**2
+    energy = np.minimum(np.cumsum(np.square(sigma)) / whole if whole else np.ones(len(sigma)), 1.0)
+    variance = np.square(sigma) / max(dataset.rows - 1, 1) if center else None
+    ratio = np.square(sigma) / whole if center and whole else None if not center else np.zeros(len(sigma))
+    return Factors(sigma, np.ascontiguousarray(V), found.triplets.relative_residuals, dataset.manifest.feature_names,
+                   choice.method, dataset.rows, found.triplets.left_residuals, shift, scale, found.norm,
+                   found.error_bound, energy, variance, ratio, accuracy, found.met)
+
+
+def _draw(factors: Factors, plot: Path) -> None:
+    from dml_hpc.reports.plots import as_svg, save_png, scree_figure
+
+    assert factors.energy is not None
+    figure = scree_figure(factors.singular_values, factors.energy, factors.relative_residuals)
+    if plot.suffix == ".png":
+        save_png(figure, plot)
+    else:
+        plot.write_text(as_svg(figure, "singular values"))
+
+
+def _numbers(values: np.ndarray | None) -> list[float | None] | None:
+    return None if values is None else [None if math.isnan(value) else value for value in values.tolist()]
+
+
+def _show(console: Console, factors: Factors, found: Found, matrix: Matrix, output: Path, left: Path | None,
+          work_s: float, ranks: int, wanted: Wanted) -> None:
     def cell(residual: float) -> str:
         return "-" if math.isnan(residual) else f"{residual:.1e}"
 
-    triplets = list(zip(found.singular_values, found.relative_residuals, strict=True))
-    console.table(("", "singular value", "residual/σ₁"),
-                  [(i, f"{sigma:.6g}", cell(residual)) for i, (sigma, residual) in
+    assert factors.energy is not None
+    triplets = list(zip(factors.singular_values, factors.relative_residuals, factors.energy, strict=True))
+    console.table(("", "singular value", "residual/σ₁", "energy"),
+                  [(i, f"{sigma:.6g}", cell(residual), f"{energy:.4%}") for i, (sigma, residual, energy) in
                    enumerate(triplets[:ROWS_SHOWN], 1)])
     if len(triplets) > ROWS_SHOWN:
         console.say(f"… and {len(triplets) - ROWS_SHOWN} more")
-    console.say(f"{output}: {len(triplets)} triplets ({found.method}, {found.passes_over_data} passes, "
-                f"{ranks} rank{'s' if ranks > 1 else ''}, {work_s:.2f} s)")
+    console.say(f"         ‖A − UΣVᵀ‖₂ ≤ {factors.error_bound:.3g}, of ‖A‖_F = {factors.norm:.6g}")
+    if found.triplets.worst > wanted.accuracy:
+        console.say(f"         the accuracy asked for, {wanted.accuracy:g}, was not met: the largest residual is "
+                    f"{found.triplets.worst:.1e} (try --method tsqr, or ask for less)")
+    elif not found.met:
+        console.say(f"         {factors.k} triplets do not reach the tolerance asked for; give a larger -k")
+    if left is not None:
+        console.say(f"{left}: the left singular vectors, {factors.rows:,} × {factors.k}")
+    console.say(f"{output}: {factors.k} triplets ({factors.method}, {matrix.passes} passes, {matrix.precision} "
+                f"products, {ranks} rank{'s' if ranks > 1 else ''}, {work_s:.2f} s)")

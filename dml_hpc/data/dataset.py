@@ -166,17 +166,22 @@ class Dataset:
         return Row(self.paths[index], place, X.astype("float64") if isinstance(X, Csr) else X[0].astype(np.float64),
                    float(y[0]), None if weight is None else float(weight[0]))
 
-    def ranges(self, start: int, stop: int, most_rows: int | None = None) -> list[tuple[int, int]]:
-        """Cut rows ``start`` … ``stop − 1`` at the shards' ends and into at most ``most_rows`` rows each."""
+    def ranges(self, start: int, stop: int, most_rows: int | None = None,
+               aligned: bool = False) -> list[tuple[int, int]]:
+        """Cut rows ``start`` … ``stop − 1`` at the shards' ends and into at most ``most_rows`` rows each.
+
+        With ``aligned`` they are cut at multiples of ``most_rows``, wherever shards end.
+        """
         found = []
         for low, high in zip(self.offsets[:-1].tolist(), self.offsets[1:].tolist(), strict=True):
             low, high = max(start, low), min(stop, high)
             step = max(1, most_rows or high - low)
-            found += [(first, min(first + step, high)) for first in range(low, high, step)]
+            origin = low - low % step if aligned else low
+            found += [(max(first, low), min(first + step, high)) for first in range(origin, high, step) if low < high]
         return found
 
     def pieces(self, start: int, stop: int, most_rows: int | None = None, mapped: bool = True,
-               most_bytes: int = BLOCK_BYTES) -> Iterator[Piece]:
+               most_bytes: int = BLOCK_BYTES, aligned: bool = False) -> Iterator[Piece]:
         """Yield rows ``start`` … ``stop − 1`` in order, cut as `ranges` says; the next is read while one is used.
 
         A piece is a view where the shard is mapped; else it lies in one of a few buffers, and is valid until the next
@@ -187,8 +192,9 @@ class Dataset:
         from dml_hpc.data.prefetch import DEPTH, ahead
 
         if mapped and self.is_imported and self.manifest.compression is None:
-            return (self._view(*cut) for cut in self.ranges(start, stop, most_rows))
-        wanted = self._cuts(start, stop, most_bytes) if most_rows is None else iter(self.ranges(start, stop, most_rows))
+            return (self._view(*cut) for cut in self.ranges(start, stop, most_rows, aligned))
+        wanted = (self._cuts(start, stop, most_bytes) if most_rows is None else
+                  iter(self.ranges(start, stop, most_rows, aligned)))
         longest = most_rows or max(1, most_bytes // self.row_bytes())
         ring: list[np.ndarray] = []
 

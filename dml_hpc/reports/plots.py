@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from html import escape
@@ -13,6 +14,7 @@ from dml_hpc.errors import UserError
 from dml_hpc.reports.scaling import PHASES, Group, count, duration, size
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -21,6 +23,8 @@ CURVES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 MARKERS = "osD^vPX"
 PHASE_COLOURS = {"read": "#56B4E9", "compute": "#009E73", "communicate": "#D55E00", "wait": "#E69F00",
                  "other": "#BBBBBB"}
+MOST_MARKED = 60
+"""Of more points a line each has no marker."""
 INK, MUTED = "#222222", "#666666"
 
 
@@ -163,6 +167,42 @@ def traces_figure(runs: Sequence[tuple[str, list[list[dict[str, Any]]]]]) -> Fig
         if height > 0:  # one bad start does not flatten the rest
             axes.set_ylim(least - 0.05 * height, least + 1.1 * height)
         _label_right(axes, own)
+    return figure
+
+
+def scree_figure(singular_values: np.ndarray, energy: np.ndarray, residuals: np.ndarray) -> Figure:
+    """Draw singular values, with bars as far as each may be off, and beside them the energy that is theirs in all.
+
+    All are (k,): ``residuals`` are shares of the largest singular value σ₁, so a singular value of the matrix lies
+    within ± ``residuals``·σ₁; NaN where σ is zero to rounding, which has no place on a logarithmic axis. ``energy`` is the
+    share of the matrix's squared norm in triplets 1 … i. Raises `UserError` when matplotlib is missing.
+    """
+    figure, ((left, right),) = _panels(1, 2, (12.8, 4.2))
+    from matplotlib.ticker import MaxNLocator
+
+    _style(left, "triplet i", "singular value σ")
+    _style(right, "triplet i", "energy: share of ‖A‖² in triplets 1 … i")
+    style: dict[str, Any] = {"linewidth": 1.6, "markersize": 4 if len(energy) <= MOST_MARKED else 0}
+    drawn = [(i, float(sigma), float(residual * singular_values[0]))
+             for i, (sigma, residual) in enumerate(zip(singular_values, residuals, strict=True), 1)
+             if sigma > 0 and not math.isnan(residual)]
+    if drawn:
+        places, values, off = (list(column) for column in zip(*drawn, strict=True))
+        below = [min(length, 0.9 * value) for length, value in zip(off, values, strict=True)]
+        left.errorbar(places, values, yerr=[below, off], color=CURVES[0], marker=MARKERS[0], elinewidth=1.2,
+                      capsize=3 if len(energy) <= MOST_MARKED else 0, ecolor=CURVES[1], **style)
+        left.set_yscale("log")
+        _label_few_decades(left)
+        left.yaxis.set_major_formatter("{x:g}")
+        left.annotate(f"bars: σ ± its residual; the largest residual is {max(off) / values[0]:.2g} of the largest σ",
+                      (0, 0), (0, -48), "axes fraction", "offset points", color=MUTED, fontsize=9)
+    right.plot(range(1, len(energy) + 1), energy, color=CURVES[2], marker=MARKERS[2], **style)
+    right.set_ylim(0, 1.04)
+    right.yaxis.set_major_formatter("{x:.0%}")
+    for axes in (left, right):
+        axes.set_xlim(0.5, len(energy) + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    _label_right(right, [(len(energy), float(energy[-1]), f"{energy[-1]:.2%}", CURVES[2])])
     return figure
 
 

@@ -1,202 +1,129 @@
-"""Truncated SVD by the summed Gram matrix: XᵀX = Σ over row blocks of BᵀB, then a symmetric eigenproblem.
+"""``gram``: AᵀA summed over chunks and its eigenvectors; for a wide matrix AAᵀ, with no transposed copy.
 
-For tall matrices of up to some thousands of columns: one pass over X at the speed of BLAS and one all-reduce
-of d × d numbers, whatever the number of rows (Golub and Van Loan, *Matrix Computations*, 4th ed., section
-8.6). Squaring X costs accuracy at the small end: triplets below about 1e-7 σ₁ lose their digits, which the
-residuals of the second pass, taken from X itself, show.
+One pass at the speed of BLAS and one sum of n × n numbers, whatever the number of rows (Golub and Van Loan, *Matrix
+Computations*, 4th ed., section 8.6). Squaring costs accuracy at the small end: what lies below √ε·σ₁ is lost. A second
+pass with the first one's vectors as a preconditioner brings it back, as in CholeskyQR2 and, for matrices that are
+singular to rounding, its shifted variant (Fukaya, Kannan, Nakatsukasa, Yamamoto and Yanagisawa, SIAM J. Sci. Comput.
+42, 2020).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
 
-from dml_hpc.comm.clock import Clock
-from dml_hpc.comm.reducer import Reducer
-from dml_hpc.data.csr import Csr
-from dml_hpc.data.dataset import Dataset
-from dml_hpc.errors import JobError, UserError
-from dml_hpc.layout import split
-from dml_hpc.mpi import agreed, on_root
-from dml_hpc.watch import progressed
+from dml_hpc.decomposition.matrix import Matrix
+from dml_hpc.decomposition.svd.orthonormal import orthonormal
+from dml_hpc.errors import JobError
 
-if TYPE_CHECKING:
-    from mpi4py.MPI import Intracomm
-
-    from dml_hpc.console import Console, Progress
-
-MOST_FEATURES = 20_000
-"""A Gram matrix of so many columns takes 3.2 GB on every rank, twice while it is summed."""
-BLOCK_BYTES = 8 << 20
-LEAST_BLOCK_ROWS = 512
-"""With fewer rows in a block, adding its d × d product to the sum would cost as much as computing it."""
+MOST_COLUMNS = 8192
+"""AᵀA takes 0.5 GB on every rank at so many, and its eigenvectors minutes."""
 
 
-@dataclass(frozen=True)
-class SvdResult:
-    """The k largest singular triplets of X (rows, features); the same, to the bit, on every rank.
+class Leading(NamedTuple):
+    """Vectors ``V`` (columns, r), this rank's rows, and estimates of the ``singular_values`` that are known (≥ r,)."""
 
-    ``singular_values`` (k,) float64, descending. ``V`` (features, k) float64, orthonormal columns; in each
-    the entry of largest magnitude (the first such) is positive. ``relative_residuals`` (k,) float64 are
-    ‖Xᵀu − σv‖/σ₁ with u = Xv/σ, computed from X; NaN where σ is zero to rounding and there is no u.
-    ‖Xv − σu‖ is zero by the choice of u, so X has a singular value within ``relative_residuals[i]``·σ₁ of
-    ``singular_values[i]``. ``time_split`` alone is each rank's own: seconds reading, computing, communicating
-    and waiting for slower ranks. ``allreduce`` names the reducer that summed XᵀX.
-    """
-
-    singular_values: np.ndarray
     V: np.ndarray
-    relative_residuals: np.ndarray
-    time_split: dict[str, float]
-    allreduce: str
-    method: str = "gram"
-    passes_over_data: int = 2
+    singular_values: np.ndarray
 
 
-def truncated_svd(comm: Intracomm, dataset: Dataset, k: int, open_reducer: Callable[..., Reducer],
-                  console: Console) -> SvdResult:
-    """Collective: return the ``k`` largest singular triplets of the data set's X.
+def leading(matrix: Matrix, k: int | None) -> Leading:
+    """Collective: return the ``k`` leading right singular vectors (None: all) by the eigenvectors of AᵀA.
 
-    Every rank reads its own contiguous share of the rows (`layout.split`; possibly none) twice, in float64
-    blocks of bounded size: once for XᵀX, once for σ = ‖Xv‖ and the residuals. Memory: three arrays of
-    features² float64 on every rank at most, some six on rank 0, which alone solves the eigenproblem.
-
-    Raises `AgreedError` on every rank: no rows, ``k`` outside 1 … min(rows, features), more than
-    `MOST_FEATURES` features, an entry of X that is not finite or whose square is not (its place is named).
+    The grid has one column. Memory: three arrays of n² float64 on every rank, some more on rank 0, which alone solves
+    the eigenproblem.
     """
-    clock = Clock()
-    with agreed(comm):
-        _check(dataset, k)
-    rank_rows = split(dataset.rows, comm.size, comm.rank)
-    bar = console.bar(2 * (rank_rows[1] - rank_rows[0]), "svd")
-    V, summed_by = _leading_eigenvectors(comm, dataset, rank_rows, k, open_reducer, clock, bar)
-    sigma, residuals = _certify(comm, dataset, rank_rows, V, open_reducer, clock, bar)
-    bar.close()
-    # ‖Xv‖ tells apart small values that their squares, as eigenvalues, had in another order.
-    order = np.argsort(-sigma, kind="stable")
-    return SvdResult(sigma[order], np.ascontiguousarray(V[:, order]), residuals[order], clock.seconds,
-                     summed_by)
+    n = matrix.shape[1]
+    G = _summed(matrix, None)
+    values, V = _solved(matrix, G, n if k is None else k)
+    return Leading(V, np.sqrt(np.maximum(values, 0)))
 
 
-def _check(dataset: Dataset, k: int) -> None:
-    rows, features = dataset.rows, dataset.features
-    if rows == 0:
-        raise UserError(f"{dataset.path} has no rows; there is nothing to factorise")
-    if features > MOST_FEATURES:
-        raise UserError(f"{dataset.path} has {features} features, Gram takes at most {MOST_FEATURES} "
-                        f"(its matrix needs {8e-9 * features**2:.1f} GB on every rank); choose columns first")
-    if not 1 <= k <= min(rows, features):
-        raise UserError(f"-k {k} is outside 1 … {min(rows, features)}, the smaller side of {dataset.path} "
-                        f"({rows} × {features}); choose another")
+def refined(matrix: Matrix, rough: Leading) -> Leading:
+    """Collective: return all right singular vectors from `leading`'s, all of them, with the accuracy of a QR.
 
-
-def _leading_eigenvectors(comm: Intracomm, dataset: Dataset, rank_rows: tuple[int, int], k: int,
-                          open_reducer: Callable[..., Reducer], clock: Clock,
-                          bar: Progress) -> tuple[np.ndarray, str]:
-    """Collective: return V (features, k), eigenvectors of XᵀX's k largest eigenvalues, descending, and what summed."""
-    d = dataset.features
-    with open_reducer(comm, d * d, "float64") as reducer:
-        gram = reducer.buffer.reshape(d, d)
-        gram[:] = 0
-        with clock.agreed(comm):
-            product = np.empty((d, d))
-            for first, block in _blocks(dataset, *rank_rows, clock, bar):
-                with clock.phase("compute"), np.errstate(over="ignore", invalid="ignore"):
-                    np.matmul(block.T, block, out=product)  # NumPy takes dsyrk for this: half the work
-                    gram += product
-                    # A column's sum of squares hides no NaN and no infinity, and costs nothing extra.
-                    finite = np.isfinite(np.trace(product))
-                if not finite:
-                    raise UserError(_not_finite(dataset, first, block))
-            del product
-        with clock.phase("communicate"):
-            reducer.allreduce()
-        V = np.empty((d, k))
-        with clock.agreed(comm):
-            # One rank decides: eigenvectors of close eigenvalues may differ from one CPU type to the next.
-            if comm.rank == 0:
-                with clock.phase("compute"):
-                    V[:] = _eigenvectors(reducer.total.reshape(d, d), k)
-        with clock.phase("communicate"):
-            comm.Bcast(V)
-    return V, reducer.name
-
-
-def _eigenvectors(gram: np.ndarray, k: int) -> np.ndarray:
-    if not np.isfinite(np.trace(gram)):
-        raise UserError("the sum of X's squares overflows float64; scale its columns down first")
-    try:
-        vectors = np.linalg.eigh(gram)[1][:, :-k - 1:-1]
-    except np.linalg.LinAlgError as error:
-        raise JobError(f"the eigenproblem of XᵀX was not solved: {error}") from None
-    largest = vectors[np.argmax(np.abs(vectors), axis=0), np.arange(k)]
-    return vectors * np.where(largest < 0, -1.0, 1.0)
-
-
-def _certify(comm: Intracomm, dataset: Dataset, rank_rows: tuple[int, int], V: np.ndarray,
-             open_reducer: Callable[..., Reducer], clock: Clock, bar: Progress) -> tuple[np.ndarray, np.ndarray]:
-    """Collective: return σ = ‖Xv‖ and ‖Xᵀu − σv‖/σ₁ (u = Xv/σ), both (k,), of the columns v of ``V``.
-
-    Both come from X, not from XᵀX, so that they hold however much the squaring lost. ``V`` is (features, k).
+    AV·diag(1/σ) has columns of about length one, so its Gram matrix, summed in float64, keeps what AᵀA lost. Values
+    that are lost altogether are taken to be √ε·σ₁, and appear in the first pass or the second.
     """
-    d, k = V.shape
-    with open_reducer(comm, d * k + k, "float64") as reducer:
-        back, squares = reducer.buffer[:d * k].reshape(d, k), reducer.buffer[d * k:]  # XᵀXV and ‖Xv‖²
-        reducer.buffer[:] = 0
-        with clock.agreed(comm):
-            for _, block in _blocks(dataset, *rank_rows, clock, bar):
-                with clock.phase("compute"):
-                    image = block @ V
-                    back += block.T @ image
-                    squares += np.einsum("ij,ij->j", image, image)
-        with clock.phase("communicate"):
-            reducer.allreduce()
-
-        def on_rank_0() -> tuple[np.ndarray, np.ndarray]:
-            back, squares = reducer.total[:d * k].reshape(d, k), reducer.total[d * k:]
-            sigma = np.sqrt(squares)
-            residuals = np.full(k, np.nan)
-            # The usual numerical rank: below it Xv is rounding and u would be noise of length one.
-            told = sigma > max(dataset.rows, d) * np.finfo(float).eps * sigma.max()
-            difference = back[:, told] / sigma[told] - V[:, told] * sigma[told]
-            residuals[told] = np.sqrt(np.einsum("ij,ij->j", difference, difference)) / sigma.max()
-            return sigma, residuals
-
-        return on_root(comm, on_rank_0)
+    n = matrix.shape[1]
+    V, sigma = rough.V, rough.singular_values
+    for _ in range(2):
+        sigma = np.maximum(sigma, 4 * np.sqrt(n * np.finfo(float).eps) * sigma[0])
+        G = _summed(matrix, V / sigma)
+        values, Q = matrix.comm.bcast(np.linalg.eigh(G) if matrix.comm.rank == 0 else None)
+        # A = (AV/σ)·diag(σ)Vᵀ and (AV/σ)ᵀ(AV/σ) = QΛQᵀ: A has the singular values of Λ^½Qᵀdiag(σ)·Vᵀ.
+        R = np.sqrt(np.maximum(values, 0))[:, None] * Q.T * sigma
+        sigma, Wt = matrix.comm.bcast(np.linalg.svd(R)[1:] if matrix.comm.rank == 0 else None)
+        V = V @ Wt.T
+        if values[0] > 0.01:  # the preconditioner was right all over: nothing was lost this time
+            break
+    return Leading(V, sigma)
 
 
-def _blocks(dataset: Dataset, start: int, stop: int, clock: Clock,
-            bar: Progress) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield rows ``start`` … ``stop − 1`` as (number of the first row, float64 block (count, features)).
+def leading_of_wide(matrix: Matrix, k: int) -> Leading:
+    """Collective: return the ``k`` leading right singular vectors by the eigenvectors of AAᵀ; the grid has one row.
 
-    All blocks lie in one buffer, filled anew each time, of at most `BLOCK_BYTES` or `LEAST_BLOCK_ROWS`.
+    Every rank holds its columns of A in memory, in the precision of the products.
     """
-    d = dataset.features
-    most = min(stop - start, max(LEAST_BLOCK_ROWS, BLOCK_BYTES // (8 * d)))
-    buffer = np.empty((most, d))
-    for first in range(start, stop, most or 1):
-        last = min(first + most, stop)
-        block = buffer[:last - first]
-        with clock.phase("read"):
-            for piece in dataset.pieces(first, last, most):
-                X = piece.X.dense() if isinstance(piece.X, Csr) else piece.X
-                block[piece.first - first:piece.first - first + len(X)] = X
-        yield first, block
-        progressed()
-        bar.advance(last - first)
+    m, (first, last) = matrix.shape[0], matrix.columns
+    own = np.empty((m, last - first), matrix.precision)
+    with matrix.clock.agreed(matrix.comm):
+        for number, block in matrix.dense_chunks(matrix.precision):
+            own[number * matrix.chunk_rows:number * matrix.chunk_rows + len(block)] = block
+    total = matrix.sum_of(m * m, over_all=True)
+    total.clear()
+    with matrix.clock.phase("compute"):
+        step = max(1, (1 << 22) // max(m, 1))
+        for start in range(0, last - first, step):
+            part = own[:, start:start + step]
+            total.add(part @ part.T)
+    values, U = _solved(matrix, total.total().reshape(m, m), k)
+    with matrix.clock.phase("compute"):
+        V = orthonormal(matrix, (own.T @ U.astype(matrix.precision)).astype(np.float64))[0]
+    return Leading(V, np.sqrt(np.maximum(values, 0)))
 
 
-def _not_finite(dataset: Dataset, first: int, block: np.ndarray) -> str:
-    bad = np.argwhere(~np.isfinite(block))
-    found = "not a finite number"
-    if not len(bad):
-        bad, found = np.argwhere(np.abs(block) == np.abs(block).max()), "too large to be squared in float64"
-    row, column = first + int(bad[0, 0]), int(bad[0, 1])
-    shard = int(np.searchsorted(dataset.offsets, row, side="right")) - 1
-    names = dataset.manifest.feature_names
-    return (f"{dataset.paths[shard]}: X[{row - int(dataset.offsets[shard])}, {column}] "
-            f"('{names[column] if names else column}') is {block[tuple(bad[0])]}, {found}; "
-            "mend or drop that row and import the data again")
+def _summed(matrix: Matrix, P: np.ndarray | None) -> np.ndarray:
+    """Collective: return BᵀB (·, ·) of B = AP, or A itself, float64, summed over all chunks."""
+    n = matrix.shape[1]
+    dtype = matrix.precision
+    bound = matrix.squared_norm() if matrix.reproducible else 1.0
+    if P is not None:
+        bound *= float(np.linalg.norm(P, 2)) ** 2 if matrix.reproducible else 1.0
+        P = P.astype(dtype)
+    total = matrix.sum_of(n * n)
+    total.clear(bound)
+    with matrix.clock.agreed(matrix.comm):
+        product = np.empty((n, n), dtype)
+        image = np.empty((0 if P is None else matrix.chunk_rows, n), dtype)
+        for _, block in matrix.dense_chunks(dtype):
+            with matrix.clock.phase("compute"), np.errstate(over="ignore", invalid="ignore"):
+                if P is not None:
+                    block = np.matmul(block, P, out=image[:len(block)])
+                np.matmul(block.T, block, out=product)  # NumPy takes syrk for this: half the work
+                total.add(product)
+    return total.total().reshape(n, n)
+
+
+def _solved(matrix: Matrix, G: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Collective: return eigenvalues, descending, as many as are known, and the k leading vectors, from rank 0.
+
+    One rank decides: eigenvectors of close eigenvalues may differ from one type of processor to the next.
+    """
+    n = len(G)
+    with matrix.clock.agreed(matrix.comm):
+        found = None
+        if matrix.comm.rank == 0:
+            from scipy.linalg import LinAlgError, eigh
+
+            with matrix.clock.phase("compute"):
+                try:
+                    # One more value than vectors: it bounds what is left out.
+                    values, vectors = eigh(G, subset_by_index=None if k == n else [max(n - k - 1, 0), n - 1])
+                except LinAlgError as error:
+                    raise JobError(f"the eigenproblem of A's Gram matrix was not solved: {error}") from None
+                found = values[::-1].copy(), vectors[:, ::-1][:, :k].copy()
+    with matrix.clock.phase("communicate"):
+        values, V = matrix.comm.bcast(found)
+    return values, V

@@ -1,0 +1,376 @@
+"""A matrix in shards as a factorisation sees it: chunks of rows, products with thin matrices, sums over all ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dml_hpc.comm.clock import Clock
+from dml_hpc.data.csr import Csr, index_dtype
+from dml_hpc.data.dataset import Dataset
+from dml_hpc.decomposition.grid import Grid
+from dml_hpc.decomposition.sums import OpenReducer, Sum
+from dml_hpc.errors import UserError
+from dml_hpc.kernels import blocks, computable, csr_products, plain
+from dml_hpc.layout import split
+from dml_hpc.watch import progressed
+
+if TYPE_CHECKING:
+    from dml_hpc.console import Console
+
+CHUNK_BYTES = 8 << 20
+"""Of a dense chunk: it is read twice, the second time from the cache."""
+FEW_CHUNKS, LEAST_ROWS = 128, 64
+"""A matrix has so many chunks, so that ranks get equal shares, unless they would have fewer rows than this."""
+ENTRIES_AN_ELEMENT = 16
+"""So many sparse entries are summed in the products' own type before n × l float64 elements are worth adding to."""
+
+
+class Matrix:
+    """This rank's block of A = (X − 1·shiftᵀ)·diag(1/scale), X being the m × n matrix of a data set's rows.
+
+    Rows are cut into chunks: chunk c has rows c·``chunk_rows`` … min((c + 1)·``chunk_rows``, m) − 1 of the whole,
+    whatever the number of ranks, and what is summed is summed chunk by chunk. A rank holds the chunks ``chunks``
+    (first, last), the rows ``rows`` and the columns ``columns`` (first, last): all of them unless ``grid`` has several
+    columns of ranks. With a row of ranks in the grid, thin matrices of n rows are dealt to it likewise. ``shift`` and
+    ``scale`` (n,) float64, None: 0 and 1.
+
+    Rows stay where they are mapped; others are kept in memory if they take ``most_bytes`` at most (None: any), else
+    read again in each pass. ``precision`` is the dtype in which products are computed; sums over chunks are float64,
+    or, with ``reproducible``, fixed point (`Sum`). ``passes`` counts how often all of X was gone through.
+    """
+
+    def __init__(self, grid: Grid, dataset: Dataset, open_reducer: OpenReducer, clock: Clock, console: Console,
+                 shift: np.ndarray | None = None, scale: np.ndarray | None = None, most_bytes: int | None = None,
+                 reproducible: bool = False):
+        self.grid, self.comm, self.dataset, self.clock = grid, grid.comm, dataset, clock
+        self.shape = rows, columns = dataset.rows, dataset.features
+        self.sparse = dataset.kind == "csr"
+        most_rows = -(-rows // FEW_CHUNKS)
+        if not self.sparse:
+            most_rows = min(most_rows, CHUNK_BYTES // (4 * columns))
+        self.chunk_rows = max(LEAST_ROWS, most_rows)
+        self.all_chunks = -(-rows // self.chunk_rows)
+        cuts = [min(self.all_chunks, round(row / self.chunk_rows)) for row in dataset.partition(grid.shape[0])]
+        cuts[-1] = self.all_chunks
+        self.chunks = cuts[grid.place[0]], cuts[grid.place[0] + 1]
+        self.rows = min(self.chunks[0] * self.chunk_rows, rows), min(self.chunks[1] * self.chunk_rows, rows)
+        self.columns = split(columns, grid.shape[1], grid.place[1])
+        own = slice(*self.columns)
+        self.shift = None if shift is None else np.ascontiguousarray(shift[own])
+        self._scale = None if scale is None else np.ascontiguousarray(scale[own])
+        self._inverse = None if scale is None else 1 / scale[own]
+        self.precision = np.dtype(np.float32 if np.dtype(dataset.manifest.dtype).itemsize <= 4 else np.float64)
+        self.reproducible = reproducible
+        self.passes = 0
+        self.summed_by = ""
+        """The reducer that summed last."""
+        self._open_reducer, self._console, self._most_bytes = open_reducer, console, most_bytes
+        self._squares = np.zeros(self.all_chunks)
+        self._squared_norm: float | None = None
+        self._held: list[tuple[int, np.ndarray | Csr]] | None = None
+        self._buffer = np.empty(0)
+        self._sums: dict[tuple[int, bool], Sum] = {}
+
+    # What the rest of the room builds on.
+
+    def dense_chunks(self, dtype: np.dtype) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield this rank's chunks of A as (number, (count, columns) of ``dtype``), each valid until the next.
+
+        One pass over the data. Raises `UserError` for an entry that is no finite number, naming its place.
+        """
+        width = self.columns[1] - self.columns[0]
+        as_stored = not self.sparse and self.shift is None and self._inverse is None
+        for number, parts in self._chunk_parts():
+            with self.clock.phase("compute"):
+                first, X = parts[0]
+                if len(parts) == 1 and as_stored and X.dtype == dtype:
+                    assert isinstance(X, np.ndarray)
+                    block = X
+                else:
+                    count = self._rows_of(number)
+                    if self._buffer.dtype != dtype or len(self._buffer) < count:
+                        self._buffer = np.empty((self.chunk_rows, width), dtype)
+                    block = self._buffer[:count]
+                    for first, X in parts:
+                        place = first - number * self.chunk_rows
+                        dense = X.dense() if isinstance(X, Csr) else X
+                        blocks.prepared(plain(dense), self.shift, self._scale, block[place:place + len(dense)])
+                self._count(number, blocks.sum_of_squares, block)
+            yield number, block
+
+    def gram_products(self, V: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Collective: return Z = AᵀAV (columns, l) and S = VᵀAᵀAV (l, l), float64, from one pass over the data.
+
+        ``V`` (columns, l) are this rank's rows of a matrix with orthonormal columns, the same on all ranks of a grid
+        column; so is Z. X is read once: Y = BV of a chunk B is at hand when BᵀY is computed.
+        """
+        width, count = V.shape
+        if self.reproducible or self.grid.row is not None:  # what is wrong with the data shows before ranks meet
+            norm = self.squared_norm()
+        total = self.sum_of(width * count + count * count)
+        total.clear(norm if self.reproducible else 1.0)
+        with self.clock.agreed(self.comm) if self.grid.row is None else nullcontext():
+            (self._sparse_products if self.sparse else self._dense_products)(V, total)
+        found = total.total()
+        return found[:width * count].reshape(width, count).copy(), found[width * count:].reshape(count, count).copy()
+
+    def inner(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Collective over a grid row: return aᵀb (i, j) of matrices whose rows, like those of V, are dealt to it."""
+        found = np.ascontiguousarray(a.T @ b)
+        if self.grid.row is not None:
+            with self.clock.phase("communicate"):
+                self.grid.row.Allreduce(found.copy(), found)
+        return found
+
+    def squared_norm(self) -> float:
+        """Collective: return ‖A‖_F²: the chunks' sums, added with one rounding. A pass, if there was none yet."""
+        if self._squared_norm is None:
+            if not self.passes:
+                with self.clock.agreed(self.comm):
+                    self._look_through()
+            with self.clock.phase("communicate"):
+                squares = np.empty_like(self._squares)
+                self.comm.Allreduce(self._squares, squares)
+            self._squared_norm = math.fsum(squares.tolist())
+        return self._squared_norm
+
+    def sum_of(self, size: int, over_all: bool = False) -> Sum:
+        """Collective: return a sum (size,) over the grid column, or over all ranks; `close` lets go of it."""
+        key = size, over_all
+        if key not in self._sums:
+            for old in self._sums.values():
+                old.close()
+            self._sums = {key: Sum(self.comm if over_all else self.grid.column, size, self._open_reducer, self.clock,
+                                   self.reproducible)}
+        self.summed_by = self._sums[key].summed_by
+        return self._sums[key]
+
+    def gathered(self, V: np.ndarray) -> np.ndarray:
+        """Collective: return all rows (n, l) of a matrix of which each rank has those of its columns."""
+        if self.grid.row is None:
+            return V
+        return np.concatenate(self.grid.row.allgather(V))
+
+    def close(self) -> None:
+        """Collective: let go of what sums."""
+        for one in self._sums.values():
+            one.close()
+        self._sums = {}
+
+    def __enter__(self) -> Matrix:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+
+    # Products with chunks.
+
+    def _dense_products(self, V: np.ndarray, total: Sum) -> None:
+        width, count = V.shape
+        V = np.ascontiguousarray(V, self.precision)
+        image = np.empty((self.chunk_rows, count), self.precision)
+        back, square = np.empty((width, count), self.precision), np.empty((count, count), self.precision)
+        for _, block in self.dense_chunks(self.precision):
+            with self.clock.phase("compute"):
+                Y = image[:len(block)]
+                np.matmul(block, V, out=Y)
+            self._add_up(Y)
+            with self.clock.phase("compute"):
+                np.matmul(block.T, Y, out=back)
+                total.add(back)
+                np.matmul(Y.T, Y, out=square)
+                total.add(square, width * count)
+
+    def _sparse_products(self, V: np.ndarray, total: Sum) -> None:
+        width, count = V.shape
+        W = np.ascontiguousarray(V if self._inverse is None else V * self._inverse[:, None], self.precision)
+        # What X·W has too much; each rank of a grid row takes its own columns' share away.
+        shifted = None if self.shift is None else (self.shift @ W.astype(np.float64)).astype(self.precision)
+        image, back = np.empty((self.chunk_rows, count), self.precision), np.zeros((width, count), self.precision)
+        square, sums = np.empty((count, count), self.precision), np.zeros(count)
+        entries = 0
+        for number, parts in self._chunk_parts():
+            for _, X in parts:
+                assert isinstance(X, Csr)
+                Y = image[:len(X)]
+                with self.clock.phase("compute"):
+                    self._count(number, self._sparse_squares, X)
+                    if self.grid.row is None:
+                        csr_products.fused(X.data, X.indices, X.indptr, 0, W, shifted, Y, back)
+                    else:
+                        csr_products.products(X.data, X.indices, X.indptr, W, shifted, Y)
+                if self.grid.row is not None:
+                    self._add_up(Y)
+                    with self.clock.phase("compute"):
+                        csr_products.scatter(X.data, X.indices, X.indptr, Y, back)
+                with self.clock.phase("compute"):
+                    if shifted is not None:
+                        csr_products.column_sums(Y, sums)
+                    np.matmul(Y.T, Y, out=square)
+                    total.add(square, width * count)
+                entries += X.nonzeros
+            if self.reproducible or entries >= ENTRIES_AN_ELEMENT * width:
+                self._pass_on(back, sums, total)
+                entries = 0
+        self._pass_on(back, sums, total)
+
+    def _pass_on(self, back: np.ndarray, sums: np.ndarray, total: Sum) -> None:
+        """Add XᵀY ``back``, shifted by the column sums of Y and scaled, to ``total``; set both to zero."""
+        with self.clock.phase("compute"):
+            if self.shift is None and self._inverse is None:
+                total.add(back)
+            else:
+                exact = back.astype(np.float64)
+                if self.shift is not None:
+                    exact -= np.outer(self.shift, sums)
+                if self._inverse is not None:
+                    exact *= self._inverse[:, None]
+                total.add(exact)
+            back[:] = 0
+            sums[:] = 0
+
+    def _add_up(self, Y: np.ndarray) -> None:
+        """Collective over a grid row: add up its ranks' images of a chunk, in place."""
+        if self.grid.row is not None:
+            from mpi4py import MPI
+
+            with self.clock.phase("communicate"):
+                self.grid.row.Allreduce(MPI.IN_PLACE, Y)
+
+    # Reading.
+
+    def _chunk_parts(self) -> Iterator[tuple[int, list[tuple[int, np.ndarray | Csr]]]]:
+        """Yield this rank's chunks as (number, parts), a part being (number of its first row, rows of X).
+
+        A chunk has several parts where shards meet in it. One pass.
+        """
+        self.passes += 1
+        bar = self._console.bar(self.rows[1] - self.rows[0], f"svd, pass {self.passes}")
+        held, parts = [], []
+        hold = self._held is None and self._may_hold()
+        pieces = self._pieces() if self._held is None else iter(self._held)
+        while True:
+            with self.clock.phase("read"):
+                piece = next(pieces, None)
+            if piece is None:
+                break
+            if hold:
+                held.append(piece)
+            parts.append(piece)
+            number = piece[0] // self.chunk_rows
+            end = piece[0] + len(piece[1])
+            if end == min((number + 1) * self.chunk_rows, self.shape[0]):
+                yield number, parts
+                progressed()
+                bar.advance(self._rows_of(number))
+                parts = []
+            elif not hold and not self._mapped:  # what was read lies in a buffer that the next piece may take
+                parts[-1] = piece[0], _copy(piece[1])
+        bar.close()
+        if hold:
+            self._held = held
+
+    def _pieces(self) -> Iterator[tuple[int, np.ndarray | Csr]]:
+        """Yield rows of this rank as (number of the first, block of X), cut at the ends of shards and chunks."""
+        columns = self.columns if self.columns != (0, self.shape[1]) else None
+        hold = self._may_hold()
+        for piece in self.dataset.pieces(*self.rows, self.chunk_rows, mapped=self._mapped, aligned=True):
+            X = piece.X
+            if isinstance(X, Csr):
+                X = X if columns is None else _sliced(X, *columns)
+                X = X.astype(computable(X.dtype, np.dtype(np.float32), sparse=True), copy=False)
+            elif columns is not None:
+                X = X[:, columns[0]:columns[1]]
+            yield piece.first, _copy(X) if hold and not self._mapped else X
+
+    def _rows_of(self, number: int) -> int:
+        return min(self.chunk_rows, self.shape[0] - number * self.chunk_rows)
+
+    @property
+    def _mapped(self) -> bool:
+        """Whether rows may be used where their file is mapped."""
+        return self.dataset.is_imported and self.dataset.manifest.compression is None and self._fits()
+
+    def _may_hold(self) -> bool:
+        return self._mapped or self._fits()
+
+    def _fits(self) -> bool:
+        share = (self.rows[1] - self.rows[0]) * (self.columns[1] - self.columns[0]) / max(self.shape[1], 1)
+        return self._most_bytes is None or share * self.dataset.row_bytes() <= self._most_bytes
+
+    # Looking at every entry once.
+
+    def _look_through(self) -> None:
+        """Go through the data once, for its norm alone."""
+        if not self.sparse:
+            for _ in self.dense_chunks(self.precision):
+                pass
+            return
+        for number, parts in self._chunk_parts():
+            for _, X in parts:
+                assert isinstance(X, Csr)
+                self._count(number, self._sparse_squares, X)
+
+    def _count(self, number: int, squares_of: Callable[[Any], float], X: np.ndarray | Csr) -> None:
+        """In the first pass add the sum of squares of a chunk, or a part of one, to what is known of it."""
+        if self.passes > 1:
+            return
+        squares = squares_of(X)
+        if not math.isfinite(squares):
+            raise UserError(self._not_finite(number))
+        self._squares[number] += squares
+
+    def _sparse_squares(self, X: Csr) -> float:
+        """Return ‖(X − 1·shiftᵀ)·diag(1/scale)‖_F², its columns this rank's."""
+        packed = X.packed()
+        values = packed.data.astype(np.float64)
+        inverse = 1.0 if self._inverse is None else self._inverse[packed.indices]
+        if self.shift is None:
+            return float(np.sum(np.square(values * inverse)))
+        shift = self.shift[packed.indices]
+        absent = self.shift if self._inverse is None else self.shift * self._inverse
+        return float(np.sum(np.square((values - shift) * inverse) - np.square(shift * inverse))
+                     + len(X) * np.sum(np.square(absent)))
+
+    def _not_finite(self, number: int) -> str:
+        """Say where the first entry of a chunk is that is no finite number, or too large to be squared."""
+        first = number * self.chunk_rows
+        names, found = self.dataset.manifest.feature_names, "not a finite number"
+        for row in range(first, first + self._rows_of(number)):
+            shard, place = self.dataset.place(row)
+            one = self.dataset.row(row)
+            values = one.X.dense()[0] if isinstance(one.X, Csr) else one.X
+            bad = np.flatnonzero(~np.isfinite(values) | ~np.isfinite(np.square(values)))
+            if len(bad):
+                column = int(bad[0])
+                if np.isfinite(values[column]):
+                    found = "too large to be squared"
+                name = names[column] if names else column
+                return (f"{self.dataset.paths[shard]}: X[{place}, {column}] ('{name}') is {values[column]}, {found}; "
+                        "mend or drop that row and import the data again")
+        return (f"{self.dataset.path}: the squares of rows {first} … {first + self._rows_of(number) - 1} add up to "
+                "more than float64 holds; scale the columns down first")
+
+
+def _copy(X: np.ndarray | Csr) -> np.ndarray | Csr:
+    if isinstance(X, Csr):
+        packed = X.packed()
+        return Csr(packed.data.copy(), packed.indices.copy(), packed.indptr.copy(), X.features)
+    return X.copy()
+
+
+def _sliced(X: Csr, first: int, last: int) -> Csr:
+    """Return columns ``first`` … ``last − 1`` of sparse rows, numbered from 0."""
+    indptr = np.empty_like(X.indptr)
+    csr_products.count_columns(X.indices, X.indptr, first, last, indptr)
+    data, indices = np.empty(indptr[-1], X.dtype), np.empty(indptr[-1], index_dtype(last - first))
+    csr_products.slice_columns(X.data, X.indices, X.indptr, first, last, indptr, data, indices)
+    return Csr(data, indices, indptr, last - first)

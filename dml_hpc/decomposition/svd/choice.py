@@ -1,0 +1,89 @@
+"""Which method, on which grid of ranks: from the shape, the number of triplets, the accuracy and the memory."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from dml_hpc.data.dataset import Dataset
+from dml_hpc.decomposition.grid import chosen_grid
+from dml_hpc.decomposition.svd.gram import MOST_COLUMNS
+from dml_hpc.decomposition.svd.krylov import basis_size, width_of
+from dml_hpc.errors import UserError
+
+_PASSES = 10
+"""That a block Krylov iteration takes, roughly."""
+_EXACT = 1e-9
+"""An accuracy below this is for a QR factorisation: squares lose it."""
+_TSQR_COLUMNS = 2048
+_SPARSE_SLOWDOWN = 8
+"""How much longer an operation takes on sparse entries than in a dense product."""
+
+
+class Choice(NamedTuple):
+    """``wide``: the Gram matrix is that of the rows. ``why`` is a line for people."""
+
+    method: str
+    grid: tuple[int, int]
+    wide: bool
+    why: str
+
+
+def choose(dataset: Dataset, k: int, ranks: int, accuracy: float, most_bytes: int | None, method: str = "auto",
+           grid: tuple[int, int] | None = None, reproducible: bool = False) -> Choice:
+    """Return the method for ``k`` triplets, which ``method`` names unless it is "auto", and the grid it runs on.
+
+    ``most_bytes`` is what a rank may take (None: unknown). Raises `UserError` for what does not go together.
+    """
+    m, n = dataset.rows, dataset.features
+    if grid is not None and grid[0] * grid[1] != ranks:
+        raise UserError(f"--grid {grid[0]}x{grid[1]} is for {grid[0] * grid[1]} ranks, and here are {ranks}")
+    if reproducible and grid is not None and grid[1] > 1:
+        raise UserError("--reproducible adds rows up in an order of its own and wants all columns on every rank: leave "
+                        "out --grid, or give Rx1")
+    tall, wide = (ranks, 1), (1, ranks)
+    best = tall if reproducible else chosen_grid(ranks, m, n)
+    why = "as asked"
+    if method == "auto":
+        method, why = _best(dataset, k, accuracy, most_bytes, grid, reproducible)
+    if method == "randomized":
+        return Choice(method, grid or best, False, why)
+    of_rows = method == "gram" and _of_rows(dataset, grid, reproducible)
+    needed = wide if of_rows else tall
+    if grid is not None and grid != needed:
+        raise UserError(f"--method {method} needs --grid {needed[0]}x{needed[1]} for this matrix, {m:,} × {n:,}; a "
+                        "grid of blocks is for --method randomized")
+    if method == "gram" and (m if of_rows else n) > MOST_COLUMNS:
+        raise UserError(f"--method gram takes at most {MOST_COLUMNS:,} columns (its n × n matrix is on every rank), "
+                        f"and {dataset.path} has {n:,}; use --method randomized")
+    if method == "tsqr" and min(m, n) * n * 8 > (most_bytes or 8 << 30):
+        raise UserError(f"--method tsqr keeps a triangle of {min(m, n):,} × {n:,} numbers on every rank, too much "
+                        "here; use --method randomized")
+    return Choice(method, needed, of_rows, why)
+
+
+def _best(dataset: Dataset, k: int, accuracy: float, most_bytes: int | None, grid: tuple[int, int] | None,
+          reproducible: bool) -> tuple[str, str]:
+    m, n = dataset.rows, dataset.features
+    sparse = dataset.kind == "csr"
+    if grid is not None and grid[0] > 1 and grid[1] > 1:
+        return "randomized", "a grid of blocks was asked for"
+    if accuracy < _EXACT and n <= _TSQR_COLUMNS and m >= n:
+        return "tsqr", f"an accuracy below {_EXACT:g} is lost by squaring, and {n:,} columns make a small triangle"
+    wide = _of_rows(dataset, grid, reproducible)
+    side = m if wide else n
+    entries = dataset.manifest.nonzeros * _SPARSE_SLOWDOWN if sparse else m * n
+    squared, iterated = m * n * side, 4 * entries * width_of(k, n) * _PASSES
+    fits = most_bytes is None or 24 * side * side <= most_bytes
+    if side <= MOST_COLUMNS and squared <= iterated and fits and k + 1 < basis_size(k, n) * 4:
+        return "gram", (f"{side:,} {'rows' if wide else 'columns'} make a small Gram matrix: {squared:.1e} operations "
+                        f"against some {iterated:.1e}")
+    if side > MOST_COLUMNS or not fits:
+        return "randomized", f"a Gram matrix of {side:,} {'rows' if wide else 'columns'} is too large"
+    return "randomized", f"some {iterated:.1e} operations against {squared:.1e} for the Gram matrix"
+
+
+def _of_rows(dataset: Dataset, grid: tuple[int, int] | None, reproducible: bool) -> bool:
+    """Say whether the Gram matrix is to be that of the rows: of dense rows, fewer than columns, on one grid row."""
+    if reproducible or dataset.kind == "csr" or dataset.rows >= dataset.features:
+        return False
+    return grid is None or grid[0] == 1

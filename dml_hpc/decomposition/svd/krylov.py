@@ -1,0 +1,96 @@
+"""``randomized``: block Krylov iteration from a random start, as block Lanczos on AᵀA with restarts.
+
+The Krylov space of b random vectors holds the leading singular vectors after few steps (Musco and Musco, *Randomized
+block Krylov methods for stronger and faster approximate singular value decomposition*, NIPS 2015; Halko, Martinsson and
+Tropp, SIAM Review 53, 2011, for one step). A step reads X once: AᵀA times a block, see `Matrix.gram_products`. The
+basis is orthogonalised in full; when it is full it is restarted from its best Ritz vectors (Wu and Simon,
+*Thick-restart Lanczos method*, SIAM J. Matrix Anal. Appl. 22, 2000), so memory is bounded and as many steps are taken
+as the accuracy needs.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from dml_hpc.decomposition.matrix import Matrix
+from dml_hpc.decomposition.svd.orthonormal import orthonormal, random_block, without
+
+MOST_WIDTH = 48
+"""Of a block: so many equal singular values are found for sure, and BLAS is near its best."""
+EXTRA = 4
+"""Vectors beyond the wanted ones: convergence depends on how far σ_k lies above those that are left out."""
+
+
+def width_of(k: int, columns: int) -> int:
+    """Return how many vectors a block has for ``k`` triplets of a matrix with so many columns."""
+    return min(-(-(k + EXTRA) // 4) * 4, MOST_WIDTH, columns)
+
+
+def basis_size(k: int, columns: int) -> int:
+    """Return how many vectors the basis holds at most."""
+    return min(columns, k + EXTRA + max(6 * width_of(k, columns), k))
+
+
+class Ritz(NamedTuple):
+    """Approximate eigenvectors of AᵀA, best first: this rank's rows ``V`` (columns, r), and ``residuals`` (k,).
+
+    These are estimates of ‖Aᵀu − σv‖/σ₁, u = Av/σ.
+    """
+
+    V: np.ndarray
+    residuals: np.ndarray
+
+
+def block_krylov(matrix: Matrix, k: int, accuracy: float, start: np.ndarray, most_passes: int, seed: int) -> Ritz:
+    """Collective: return min(k + `EXTRA`, n) or fewer Ritz vectors whose first ``k`` are as accurate as asked.
+
+    ``start`` (columns, ·) spans what the iteration starts from; ``most_passes`` bounds how often X is read.
+    """
+    comm, size = matrix.comm, basis_size(k, matrix.shape[1])
+    width = width_of(k, matrix.shape[1])
+    wanted = min(k + EXTRA, size)
+    basis = np.empty((len(start), size + width))
+    H = np.zeros((size + width,) * 2)
+    block, done, attempts = orthonormal(matrix, start)[0][:, :size], 0, 0
+    last = matrix.passes + most_passes
+    while True:
+        stop = done + block.shape[1]
+        basis[:, done:stop] = block
+        Z = matrix.gram_products(block)[0]
+        with matrix.clock.phase("compute"):
+            Q = basis[:, :stop]
+            inside = matrix.inner(Q, Z)
+            H[:stop, done:stop], H[done:stop, :stop] = inside, inside.T
+            F = Z - Q @ inside
+            block, B = orthonormal(matrix, without(matrix, Q, F)) if stop < matrix.shape[1] else (F[:, :0], None)
+            values, vectors = np.linalg.eigh((H[:stop, :stop] + H[:stop, :stop].T) / 2)
+            values, vectors = comm.bcast((values[::-1], vectors[:, ::-1]))  # all ranks decide alike
+            residuals = np.zeros(min(k, stop))
+            if B is not None and len(B):
+                norms = np.linalg.norm(B @ vectors[done:stop, :len(residuals)], axis=0)
+                scale = np.sqrt(np.maximum(values[:len(residuals)], 0) * max(values[0], 0))
+                residuals = np.divide(norms, scale, out=np.zeros_like(norms), where=scale > 0)
+                # Below σ₁·√ε what AᵀA says of σ is rounding.
+                residuals[values[:len(residuals)] <= values[0] * np.finfo(float).eps] = 0
+            exhausted = not block.shape[1] or _negligible(B, values)
+            converged = stop >= wanted and residuals.max(initial=0) <= accuracy / 2
+            if exhausted and stop < wanted:
+                # The start spans too little, or A has no more: look where nobody has looked.
+                attempts += 1
+                fresh = random_block(matrix, width, seed + attempts)
+                block = orthonormal(matrix, without(matrix, Q, fresh))[0][:, :matrix.shape[1] - stop]
+            elif exhausted or converged or matrix.passes >= last:
+                return Ritz(Q @ vectors[:, :wanted], residuals)
+            if stop + block.shape[1] > size:
+                kept = min(wanted + width // 2, stop)
+                basis[:, :kept] = Q @ vectors[:, :kept]
+                H[:kept, :kept] = np.diag(values[:kept])
+                stop = kept
+            done = stop
+
+
+def _negligible(B: np.ndarray | None, values: np.ndarray) -> bool:
+    """Say whether what AᵀA makes of the basis lies in it, up to rounding."""
+    return B is None or float(np.linalg.norm(B)) <= 1e-15 * max(float(values[0]), 0.0) * len(values)
