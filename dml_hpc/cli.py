@@ -404,7 +404,8 @@ def predict(comm: Any, console: Any, **arguments: Any) -> Any:
         "do not fit are read again in each pass.")
 @option("--reproducible", is_flag=True, help="The same factors, bit for bit, on any number of ranks.")
 @seed
-@allreduce("hierarchical")
+@option("--allreduce", type=click.Choice(ALLREDUCES), default=None, help="How vectors are summed; auto measures and "
+        "takes the fastest.  [default: hierarchical for sparse rows, else mpi]")
 @tuning
 @overwrite
 def svd(comm: Any, console: Any, **arguments: Any) -> Any:
@@ -418,7 +419,7 @@ def svd(comm: Any, console: Any, **arguments: Any) -> Any:
 @click.argument("factors", type=PATH)
 @data_argument
 @x_key
-@y_key
+@option("--y-key", metavar="NAME", default=None, help="The labels' name in such files.  [default: labels are 0]")
 @output
 @option("--scores", is_flag=True, help="Coordinates times singular values: A·V, the principal component scores.")
 @overwrite

@@ -47,6 +47,11 @@ _LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_P
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
+def one_thread() -> None:
+    """Give BLAS one thread, whatever the user has said: with several, bits depend on how many."""
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+
+
 def share_cores() -> None:
     """Give BLAS this rank's share of the node's cores, unless the user has said how many threads it may start.
 

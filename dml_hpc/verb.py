@@ -16,7 +16,7 @@ from dml_hpc import __version__
 from dml_hpc.config import read_config
 from dml_hpc.console import Console
 from dml_hpc.errors import EXIT_JOB, EXIT_OK, EXIT_USER, AgreedError, JobError, Stopped, UserError, did_you_mean
-from dml_hpc.launch import launch
+from dml_hpc.launch import launch, one_thread
 from dml_hpc.parameters import Finite, fits, wanted
 from dml_hpc.supervise import stop_on_signals
 from dml_hpc.watch import DEFAULT_DEADLINE_S
@@ -178,6 +178,8 @@ class RanksVerb(Verb):
             callback, finish, arguments = self._prepare(ctx)
         except UserError as error:
             raise click.UsageError(str(error), ctx) from None
+        if ctx.params.get("reproducible"):
+            one_thread()
 
         def body(comm: Intracomm) -> int:
             result = callback(comm, Console(rank=comm.rank, **arguments), **ctx.params)

@@ -37,7 +37,7 @@ ROWS_SHOWN = 20
 def run(comm: Intracomm, console: Console, data: Sequence[Path], x_key: str | None, output: Path, k: int | None,
         tolerance: tuple[str, float] | None, accuracy: float, method: str, grid: tuple[int, int] | None, center: bool,
         scale: bool, left: Path | None, plot: Path | None, memory_limit: int | None, reproducible: bool, seed: int,
-        allreduce: str, tuning: Path | None, overwrite: bool) -> dict[str, Any]:
+        allreduce: str | None, tuning: Path | None, overwrite: bool) -> dict[str, Any]:
     """Collective: factorise ``data``, write the triplets to ``output``, U to ``left`` and a scree plot to ``plot``.
 
     Returns the ``--json`` keys. Times are in seconds, each the largest over the ranks. Residuals hold None where σ is
@@ -45,7 +45,10 @@ def run(comm: Intracomm, console: Console, data: Sequence[Path], x_key: str | No
     """
     started = time.perf_counter()
     with agreed(comm):
-        reducing.check(allreduce, tuning, output, comm.rank)
+        if allreduce is not None:
+            reducing.check(allreduce, tuning, output, comm.rank)
+        elif tuning is not None:
+            raise UserError("--tuning keeps what --allreduce auto measures: give that as well")
         if k is None and tolerance is None:
             raise UserError("how many triplets? give -k N, or --tolerance energy=0.95, or both")
         if comm.rank == 0:
@@ -58,15 +61,20 @@ def run(comm: Intracomm, console: Console, data: Sequence[Path], x_key: str | No
     with agreed(comm):
         limit = _most_triplets(dataset, k)
         most_bytes = _most_bytes(memory_limit, ranks_on_node(comm))
+        # Without a limit mapped rows cost nothing, as the system takes their pages back when it needs them.
+        row_bytes = None if memory_limit is None and dataset.mappable(0, dataset.rows) else most_bytes
         choice = choose(dataset, limit, comm.size, accuracy, most_bytes, method, grid, reproducible)
     choice = comm.bcast(choice)
     console.say(f"svd      {choice.method} on {choice.grid[0]} × {choice.grid[1]} ranks: {choice.why}")
-    start_compiler()
+    # Sums of dense products are small, and the library's all-reduce is there at once.
+    allreduce = allreduce or ("hierarchical" if dataset.kind == "csr" or reproducible else "mpi")
+    if dataset.kind == "csr" or reproducible:  # dense products are BLAS's, and need no kernel
+        start_compiler()
     clock = Clock()
     wanted = Wanted(limit, accuracy, **({} if tolerance is None else {tolerance[0]: tolerance[1]}))
     with Grid(comm, choice.grid) as ranks, Matrix(
             ranks, dataset, reducing.opener(console, allreduce, tuning=tuning), clock, console, shift, divisor,
-            most_bytes, reproducible) as matrix:
+            row_bytes, reproducible) as matrix:
         found = truncated_svd(matrix, choice.method, choice.wide, wanted, seed)
         V = matrix.gathered(found.triplets.V)
     factors = _factors(dataset, found, V, choice, shift, divisor, accuracy, center)

@@ -191,7 +191,7 @@ class Dataset:
         """
         from dml_hpc.data.prefetch import DEPTH, ahead
 
-        if mapped and self.is_imported and self.manifest.compression is None:
+        if mapped and self.mappable(start, stop):
             return (self._view(*cut) for cut in self.ranges(start, stop, most_rows, aligned))
         wanted = (self._cuts(start, stop, most_bytes) if most_rows is None else
                   iter(self.ranges(start, stop, most_rows, aligned)))
@@ -212,6 +212,14 @@ class Dataset:
             return Piece(X, shard.y(begin, end), cut[0], shard.weight(begin, end))
 
         return ahead(read, wanted)
+
+    def mappable(self, start: int, stop: int) -> bool:
+        """Say whether rows ``start`` … ``stop − 1`` can be used where their files are mapped."""
+        if self.is_imported:
+            return self.manifest.compression is None
+        numbers = [number for number, low in enumerate(self.offsets[:-1].tolist())
+                   if low < stop and self.offsets[number + 1] > start]
+        return len(numbers) <= MOST_OPEN and all(self.shard(number).mappable for number in numbers)
 
     def _view(self, first: int, last: int) -> Piece:
         number, start = self.place(first)

@@ -139,7 +139,7 @@ class SharesReader(Reader):
 
     def everything(self) -> Iterable[Rows]:
         """See `Reader.everything`."""
-        for first, last in self.dataset.ranges(*self._part):
+        for first, last in self.dataset.ranges(self._part[0], self._part[1]):
             if last > first:
                 shard, start = self.dataset.place(first)
                 yield self._loaded.rows(shard, np.arange(start, start + last - first))

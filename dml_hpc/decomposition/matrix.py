@@ -16,7 +16,7 @@ from dml_hpc.data.dataset import Dataset
 from dml_hpc.decomposition.grid import Grid
 from dml_hpc.decomposition.sums import OpenReducer, Sum
 from dml_hpc.errors import UserError
-from dml_hpc.kernels import blocks, computable, csr_products, plain
+from dml_hpc.kernels import computable, plain
 from dml_hpc.layout import split
 from dml_hpc.watch import progressed
 
@@ -68,11 +68,14 @@ class Matrix:
         self.precision = np.dtype(np.float32 if np.dtype(dataset.manifest.dtype).itemsize <= 4 else np.float64)
         self.reproducible = reproducible
         self.passes = 0
+        self._counted = 1
         self.summed_by = ""
         """The reducer that summed last."""
         self._open_reducer, self._console, self._most_bytes = open_reducer, console, most_bytes
         self._squares = np.zeros(self.all_chunks)
         self._squared_norm: float | None = None
+        self._fitting = self._fits()
+        self._mapped = False
         self._held: list[tuple[int, np.ndarray | Csr]] | None = None
         self._buffer = np.empty(0)
         self._sums: dict[tuple[int, bool], Sum] = {}
@@ -100,9 +103,18 @@ class Matrix:
                     for first, X in parts:
                         place = first - number * self.chunk_rows
                         dense = X.dense() if isinstance(X, Csr) else X
-                        blocks.prepared(plain(dense), self.shift, self._scale, block[place:place + len(dense)])
-                self._count(number, blocks.sum_of_squares, block)
+                        self._prepare(dense, block[place:place + len(dense)])
+                self._count(number, _squares, block)
             yield number, block
+
+    def _prepare(self, X: np.ndarray, out: np.ndarray) -> None:
+        """Write (X − 1·shiftᵀ)·diag(1/scale) to ``out``; what only changes type needs no kernel, nor its start-up."""
+        if self.shift is None and self._scale is None:
+            out[:] = X
+        else:
+            from dml_hpc.kernels import blocks
+
+            blocks.prepared(plain(X), self.shift, self._scale, out)
 
     def gram_products(self, V: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Collective: return Z = AᵀAV (columns, l) and S = VᵀAᵀAV (l, l), float64, from one pass over the data.
@@ -131,7 +143,7 @@ class Matrix:
     def squared_norm(self) -> float:
         """Collective: return ‖A‖_F²: the chunks' sums, added with one rounding. A pass, if there was none yet."""
         if self._squared_norm is None:
-            if not self.passes:
+            if self.passes < self._counted:
                 with self.clock.agreed(self.comm):
                     self._look_through()
             with self.clock.phase("communicate"):
@@ -171,6 +183,13 @@ class Matrix:
         if kind is None:
             self.close()
 
+    def go_double(self) -> None:
+        """Compute products in float64 from now on, and ‖A‖_F² anew in the next pass."""
+        if self.precision != np.float64:
+            self.precision, self._squared_norm = np.dtype(np.float64), None
+            self._squares[:] = 0
+            self._counted = self.passes + 1
+
     # Products with chunks.
 
     def _dense_products(self, V: np.ndarray, total: Sum) -> None:
@@ -190,6 +209,8 @@ class Matrix:
                 total.add(square, width * count)
 
     def _sparse_products(self, V: np.ndarray, total: Sum) -> None:
+        from dml_hpc.kernels import csr_products
+
         width, count = V.shape
         W = np.ascontiguousarray(V if self._inverse is None else V * self._inverse[:, None], self.precision)
         # What X·W has too much; each rank of a grid row takes its own columns' share away.
@@ -204,7 +225,7 @@ class Matrix:
                 with self.clock.phase("compute"):
                     self._count(number, self._sparse_squares, X)
                     if self.grid.row is None:
-                        csr_products.fused(X.data, X.indices, X.indptr, 0, W, shifted, Y, back)
+                        csr_products.fused(X.data, X.indices, X.indptr, W, shifted, Y, back)
                     else:
                         csr_products.products(X.data, X.indices, X.indptr, W, shifted, Y)
                 if self.grid.row is not None:
@@ -255,7 +276,7 @@ class Matrix:
         self.passes += 1
         bar = self._console.bar(self.rows[1] - self.rows[0], f"svd, pass {self.passes}")
         held, parts = [], []
-        hold = self._held is None and self._may_hold()
+        hold = self._held is None and self._fitting
         pieces = self._pieces() if self._held is None else iter(self._held)
         while True:
             with self.clock.phase("read"):
@@ -272,8 +293,8 @@ class Matrix:
                 progressed()
                 bar.advance(self._rows_of(number))
                 parts = []
-            elif not hold and not self._mapped:  # what was read lies in a buffer that the next piece may take
-                parts[-1] = piece[0], _copy(piece[1])
+            elif self._held is None and not hold and not self._mapped:
+                parts[-1] = piece[0], _copy(piece[1])  # it lies in a buffer that the next piece may take
         bar.close()
         if hold:
             self._held = held
@@ -281,7 +302,7 @@ class Matrix:
     def _pieces(self) -> Iterator[tuple[int, np.ndarray | Csr]]:
         """Yield rows of this rank as (number of the first, block of X), cut at the ends of shards and chunks."""
         columns = self.columns if self.columns != (0, self.shape[1]) else None
-        hold = self._may_hold()
+        self._mapped = self._fitting and self.dataset.mappable(*self.rows)
         for piece in self.dataset.pieces(*self.rows, self.chunk_rows, mapped=self._mapped, aligned=True):
             X = piece.X
             if isinstance(X, Csr):
@@ -289,18 +310,10 @@ class Matrix:
                 X = X.astype(computable(X.dtype, np.dtype(np.float32), sparse=True), copy=False)
             elif columns is not None:
                 X = X[:, columns[0]:columns[1]]
-            yield piece.first, _copy(X) if hold and not self._mapped else X
+            yield piece.first, _copy(X) if self._fitting and not self._mapped else X
 
     def _rows_of(self, number: int) -> int:
         return min(self.chunk_rows, self.shape[0] - number * self.chunk_rows)
-
-    @property
-    def _mapped(self) -> bool:
-        """Whether rows may be used where their file is mapped."""
-        return self.dataset.is_imported and self.dataset.manifest.compression is None and self._fits()
-
-    def _may_hold(self) -> bool:
-        return self._mapped or self._fits()
 
     def _fits(self) -> bool:
         share = (self.rows[1] - self.rows[0]) * (self.columns[1] - self.columns[0]) / max(self.shape[1], 1)
@@ -320,8 +333,8 @@ class Matrix:
                 self._count(number, self._sparse_squares, X)
 
     def _count(self, number: int, squares_of: Callable[[Any], float], X: np.ndarray | Csr) -> None:
-        """In the first pass add the sum of squares of a chunk, or a part of one, to what is known of it."""
-        if self.passes > 1:
+        """In the first pass of a precision add the squares' sum of a chunk, or of a part, to what is known."""
+        if self.passes > self._counted:
             return
         squares = squares_of(X)
         if not math.isfinite(squares):
@@ -360,6 +373,13 @@ class Matrix:
                 "more than float64 holds; scale the columns down first")
 
 
+def _squares(X: np.ndarray) -> float:
+    """Return Σ x², row by row in the type of X, then in float64."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = float(np.sum(np.einsum("ij,ij->i", X, X), dtype=np.float64))
+        return found if math.isfinite(found) or X.dtype == np.float64 else _squares(X.astype(np.float64))
+
+
 def _copy(X: np.ndarray | Csr) -> np.ndarray | Csr:
     if isinstance(X, Csr):
         packed = X.packed()
@@ -369,6 +389,8 @@ def _copy(X: np.ndarray | Csr) -> np.ndarray | Csr:
 
 def _sliced(X: Csr, first: int, last: int) -> Csr:
     """Return columns ``first`` … ``last − 1`` of sparse rows, numbered from 0."""
+    from dml_hpc.kernels import csr_products
+
     indptr = np.empty_like(X.indptr)
     csr_products.count_columns(X.indices, X.indptr, first, last, indptr)
     data, indices = np.empty(indptr[-1], X.dtype), np.empty(indptr[-1], index_dtype(last - first))

@@ -10,7 +10,6 @@ import numpy as np
 
 from dml_hpc.comm.clock import Clock
 from dml_hpc.comm.reducer import Reducer
-from dml_hpc.kernels import blocks
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -45,9 +44,11 @@ class Sum:
         flat = part.reshape(-1)
         place = self._reducer.buffer[start:start + flat.size]
         if place.dtype == np.int64:
+            from dml_hpc.kernels import blocks
+
             blocks.add_fixed(flat, 1 / self._unit, place)
         else:
-            blocks.add_to(flat, place)
+            place += flat
 
     def total(self) -> np.ndarray:
         """Collective: return the sum (size,) float64, the same on every rank; valid until the next call."""

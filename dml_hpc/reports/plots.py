@@ -174,11 +174,11 @@ def scree_figure(singular_values: np.ndarray, energy: np.ndarray, residuals: np.
     """Draw singular values, with bars as far as each may be off, and beside them the energy that is theirs in all.
 
     All are (k,): ``residuals`` are shares of the largest singular value σ₁, so a singular value of the matrix lies
-    within ± ``residuals``·σ₁; NaN where σ is zero to rounding, which has no place on a logarithmic axis. ``energy`` is the
-    share of the matrix's squared norm in triplets 1 … i. Raises `UserError` when matplotlib is missing.
+    within ± ``residuals``·σ₁; NaN where σ is zero to rounding, which has no place on a logarithmic axis. ``energy`` is
+    the share of the matrix's squared norm in triplets 1 … i. Raises `UserError` when matplotlib is missing.
     """
     figure, ((left, right),) = _panels(1, 2, (12.8, 4.2))
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator  # only now it is known to be there
 
     _style(left, "triplet i", "singular value σ")
     _style(right, "triplet i", "energy: share of ‖A‖² in triplets 1 … i")

@@ -45,7 +45,7 @@ class Chunks:
 def small_leaves(monkeypatch) -> None:
     """A small matrix, too, is to have many leaves and to lose something in them."""
     monkeypatch.setattr(incremental_svd, "_LEAF_BYTES", (0, 1 << 20))
-    monkeypatch.setattr(incremental_svd, "_LEAST_EXTRA", 1)
+    monkeypatch.setattr(incremental_svd, "_EXTRA", 0)
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def test_products_of_every_width_are_those_of_the_dense_matrix(kind, centred):
         correction = rng.standard_normal(columns).astype(kind) if centred else None
         expected = X @ V.astype(float) - (correction if centred else 0)
         Y, Z = np.full((23, columns), np.nan, kind), np.ones((17, columns), kind)
-        csr_products.fused(data, indices, indptr, 0, V, correction, Y, Z)
+        csr_products.fused(data, indices, indptr, V, correction, Y, Z)
         np.testing.assert_allclose(Y, expected, atol=TOLERANCE[kind])
         np.testing.assert_allclose(Z, 1 + X.T @ expected, atol=8 * TOLERANCE[kind])
         alone, scattered = np.full_like(Y, np.nan), np.ones_like(Z)
@@ -49,7 +49,7 @@ def test_entries_of_another_type_int64_columns_and_an_offset():
     data, indices, indptr, X = sparse_rows(11, 300, "float64", "int64", lead=2)
     V, Y = np.random.default_rng(3).standard_normal((300, 12)).astype("f4"), np.empty((11, 12), "f4")
     Z = np.zeros_like(V)
-    csr_products.fused(data[2:], indices[2:], indptr, 2, V, None, Y, Z)
+    csr_products.fused(data, indices, indptr, V, None, Y, Z)
     np.testing.assert_allclose(Y, X @ V.astype(float), atol=2e-5)
     np.testing.assert_allclose(Z, X.T @ (X @ V.astype(float)), atol=2e-4)
 
@@ -72,7 +72,7 @@ def test_no_rows_no_entries_and_long_rows():
         data, V = rng.standard_normal(rows * entries), rng.standard_normal((3001, 5))
         X = scipy.sparse.csr_array((data, indices, indptr), shape=(rows, 3001))
         Y, Z = np.full((rows, 5), np.nan), np.zeros((3001, 5))
-        csr_products.fused(data, indices, indptr, 0, V, None, Y, Z)
+        csr_products.fused(data, indices, indptr, V, None, Y, Z)
         np.testing.assert_allclose(Y, X @ V, atol=1e-11)
         np.testing.assert_allclose(Z, X.T @ (X @ V), atol=1e-10)
 
@@ -80,7 +80,7 @@ def test_no_rows_no_entries_and_long_rows():
 def test_what_is_not_finite_shows_in_its_row_and_nowhere_else():
     data, indices, indptr = np.array([1, np.inf, 2, 3.0]), np.array([0, 2, 1, 0], "i4"), np.array([0, 2, 4])
     Y, Z = np.empty((2, 3)), np.zeros((3, 3))
-    csr_products.fused(data, indices, indptr, 0, np.ones((3, 3)), None, Y, Z)
+    csr_products.fused(data, indices, indptr, np.ones((3, 3)), None, Y, Z)
     assert np.isinf(Y[0]).all() and (Y[1] == 5).all()
     assert np.isinf(Z[[0, 2]]).all() and (Z[1] == 10).all()
 

@@ -19,6 +19,8 @@ from dml_hpc.errors import JobError
 
 MOST_COLUMNS = 8192
 """AᵀA takes 0.5 GB on every rank at so many, and its eigenvectors minutes."""
+_SMALL = 1024
+"""Up to so many columns all eigenvectors are there before SciPy is."""
 
 
 class Leading(NamedTuple):
@@ -111,19 +113,25 @@ def _solved(matrix: Matrix, G: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarr
 
     One rank decides: eigenvectors of close eigenvalues may differ from one type of processor to the next.
     """
-    n = len(G)
     with matrix.clock.agreed(matrix.comm):
         found = None
         if matrix.comm.rank == 0:
-            from scipy.linalg import LinAlgError, eigh
-
             with matrix.clock.phase("compute"):
                 try:
-                    # One more value than vectors: it bounds what is left out.
-                    values, vectors = eigh(G, subset_by_index=None if k == n else [max(n - k - 1, 0), n - 1])
-                except LinAlgError as error:
+                    values, vectors = _eigenvectors(G, k)
+                except np.linalg.LinAlgError as error:
                     raise JobError(f"the eigenproblem of A's Gram matrix was not solved: {error}") from None
                 found = values[::-1].copy(), vectors[:, ::-1][:, :k].copy()
     with matrix.clock.phase("communicate"):
         values, V = matrix.comm.bcast(found)
     return values, V
+
+
+def _eigenvectors(G: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return eigenvalues, ascending, and vectors of the largest k and one more, which bounds what is left out."""
+    n = len(G)
+    if n <= _SMALL or 2 * k > n:
+        return np.linalg.eigh(G)
+    from scipy.linalg import eigh
+
+    return eigh(G, subset_by_index=[n - k - 1, n - 1], overwrite_a=False, check_finite=False)

@@ -15,8 +15,8 @@ from dml_hpc.errors import JobError, UserError
 if TYPE_CHECKING:
     from dml_hpc.decomposition.matrix import Matrix
 
-_LEAST_EXTRA = 10
-"""At least so many rows more than asked for are kept in a summary."""
+_EXTRA = 20
+"""A summary has so many rows more than twice as many as triplets are asked for: few more operations, many digits."""
 _LEAF_BYTES = 1 << 20, 256 << 20
 """A leaf of the tree has about a quarter as many rows as columns, and between so many bytes."""
 _SCALARS = 2
@@ -42,16 +42,17 @@ class Incremental:
 def incremental(matrix: Matrix, k: int) -> Incremental:
     """Collective: return ``k`` ≤ min(m, n) approximate leading triplets of A and bounds on their errors, from one pass.
 
-    Blocks of rows are summarised by r ≥ k rows S, summaries stacked in pairs and summarised again (Levy and Lindenbaum,
-    IEEE Trans. Image Process. 9, 2000; Brand, Linear Algebra Appl. 415, 2006), along a tree that is the same, as are
-    the bits of what comes out, on any number of ranks (`combine`). Memory a rank: r × n for each level of the tree, and
-    one leaf, of 256 MB at most unless a chunk or 2r rows are larger.
+    Blocks of rows are summarised by r = 2k + 20 rows S, summaries stacked in pairs and summarised again (Levy and
+    Lindenbaum, IEEE Trans. Image Process. 9, 2000; Brand, Linear Algebra Appl. 415, 2006), along a tree that is the
+    same, as are the bits of what comes out, on any number of ranks (`combine`). Memory a rank: r × n for each level of
+    the tree, and one leaf, of 256 MB at most unless a chunk or 2r rows are larger.
 
     The bounds: a block B becomes S = UᵀB, U holding the r leading left singular vectors, so that BᵀB = SᵀS + E with
     E = Bᵀ(I − UUᵀ)B, which is positive semidefinite and of norm τ², B's first discarded singular value squared. Over
     the tree the E of all nodes add up: AᵀA = SᵀS + E for the last S, with 0 ≼ E and ‖E‖₂ ≤ δ = Σ τ² (as for frequent
     directions: Liberty, KDD 2013). For a triplet (σ, v) of S and u = Av/σ this gives Aᵀu − σv = Ev/σ, at most δ/σ long;
-    ‖A − AVVᵀ‖₂² = ‖(I − VVᵀ)(SᵀS + E)(I − VVᵀ)‖₂ ≤ σ²ₖ₊₁(S) + δ; and ‖Av‖² ≥ σ². U comes from the eigenvectors of
+    ‖A − AVVᵀ‖₂² = ‖(I − VVᵀ)(SᵀS + E)(I − VVᵀ)‖₂ ≤ σ²ₖ₊₁(S) + δ; and ‖Av‖² ≥ σ². Residuals are often smaller than
+    their bounds by orders of magnitude, as E hardly meets v; a second pass would tell. U comes from the eigenvectors of
     BBᵀ or BᵀB, some five times as fast as a block's SVD: as U is orthonormal however far it is from singular vectors,
     this costs roundings of ‖B‖_F² in E, no more than computing S costs anyhow, and they are counted in δ (as random
     ones add up: Higham and Mary, SIAM J. Sci. Comput. 41, 2019).
@@ -59,7 +60,7 @@ def incremental(matrix: Matrix, k: int) -> Incremental:
     Raises `AgreedError` on every rank for entries that are no finite numbers or too large for their squares' sum.
     """
     m, n = matrix.shape
-    kept = min(k + max(_LEAST_EXTRA, k // 2), m, n)
+    kept = min(2 * k + _EXTRA, m, n)
 
     def leaf(rows: np.ndarray) -> np.ndarray:
         return _summary(rows, kept, 0.0, float(np.einsum("ij,ij->", rows, rows)))
@@ -75,8 +76,9 @@ def incremental(matrix: Matrix, k: int) -> Incremental:
     sigma, V = singular(matrix, total[:, :n], k)
     delta, squares = (float(number) for number in total[:, n:].sum(axis=0))
     delta += _rounding(kept, n, squares)
-    with np.errstate(divide="ignore"):
-        return Incremental(sigma[:k], V, delta / sigma[:k], math.hypot(math.sqrt(delta), sigma[k:k + 1].sum()), squares)
+    leading = sigma[:k]
+    bounds = np.divide(delta, leading, out=np.full(k, np.inf), where=leading > 0)
+    return Incremental(leading, V, bounds, math.hypot(math.sqrt(delta), sigma[k:k + 1].sum()), squares)
 
 
 def _summary(rows: np.ndarray, kept: int, delta: float, squares: float) -> np.ndarray:

@@ -40,7 +40,8 @@ def certified(matrix: Matrix, V: np.ndarray, given: tuple[np.ndarray, np.ndarray
 
     V has orthonormal columns. The Rayleigh-Ritz values are those of AV, from a factor of VᵀAᵀAV: columns that are
     nearly singular vectors make this, scaled, close to the identity, so that small values keep their digits (Demmel
-    and Veselić, SIAM J. Matrix Anal. Appl. 13, 1992). Residuals are taken from A itself. Rank 0 decides.
+    and Veselić, SIAM J. Matrix Anal. Appl. 13, 1992). Residuals are taken from A itself, and what rounding may hide is
+    added to them: Av has an error of half an ε times σ₁, which u = Av/σ multiplies. Rank 0 decides.
     """
     Z, S = matrix.gram_products(V) if given is None else given
     with matrix.clock.phase("compute"):
@@ -52,7 +53,8 @@ def certified(matrix: Matrix, V: np.ndarray, given: tuple[np.ndarray, np.ndarray
     told = sigma > max(matrix.shape) * np.finfo(float).eps * largest
     difference = Z[:, told] / sigma[told] - V[:, told] * sigma[told]
     right, left = np.full(len(sigma), np.nan), np.full(len(sigma), np.nan)
-    right[told] = np.sqrt(np.diag(matrix.inner(difference, difference))) / largest
+    unit = float(np.finfo(np.float32 if matrix.precision == np.float32 else np.float64).eps) / 2
+    right[told] = np.sqrt(np.diag(matrix.inner(difference, difference))) / largest + unit * largest / sigma[told]
     left[told] = np.abs(norms[told] - sigma[told]) / largest
     return Triplets(sigma, V, right, left)
 

@@ -114,9 +114,9 @@ def _subspaces(matrix: Matrix, method: str, wide: bool, k: int, wanted: Wanted, 
             yield _Subspace(start, k, np.empty(0), None)
             if matrix.precision == np.float64:
                 return
-            matrix.precision = np.dtype(np.float64)
+            matrix.go_double()
     elif method == "tsqr":
-        matrix.precision = np.dtype(np.float64)
+        matrix.go_double()
         sigma, V = singular(matrix, tsqr(matrix), k)
         yield _chosen(matrix, V, sigma, k, wanted)
     elif wide:
@@ -125,12 +125,12 @@ def _subspaces(matrix: Matrix, method: str, wide: bool, k: int, wanted: Wanted, 
             yield _chosen(matrix, completed(matrix, found.V, k, seed), found.singular_values, k, wanted)
             if matrix.precision == np.float64:
                 return
-            matrix.precision = np.dtype(np.float64)
+            matrix.go_double()
     else:
         if matrix.precision != np.float64:
             found = gram.leading(matrix, k)
             yield _chosen(matrix, found.V, found.singular_values, k, wanted)
-            matrix.precision = np.dtype(np.float64)
+            matrix.go_double()
         found = gram.leading(matrix, None)
         yield _chosen(matrix, found.V, found.singular_values, k, wanted)
         found = gram.refined(matrix, found)
@@ -164,7 +164,7 @@ def _rounding(matrix: Matrix) -> float:
 
 def _in_one_pass(matrix: Matrix, wanted: Wanted) -> Found:
     """Collective: return what one pass tells, residuals being bounds."""
-    matrix.precision = np.dtype(np.float64)
+    matrix.go_double()
     found = incremental(matrix, wanted.k)
     sigma = found.singular_values
     enough = wanted.enough(sigma, found.squared_norm) if wanted.open else wanted.k
