@@ -71,6 +71,7 @@ pytest=(python -m pytest -q --color=$color)
 # The tests marked `job` start ranks of their own, so what they show depends on the MPI library too.
 bounded "${pytest[@]}" tests/unit ${only_mpi:+-m job} "$@"
 for n in 1 2 3 4; do
-    bounded mpirun -n "$n" "${pytest[@]}" tests/mpi --with-mpi ${only_mpi:+-m "not maths"} "$@"
+    # A rank is a core, as it is under the command.
+    OMP_NUM_THREADS=1 bounded mpirun -n "$n" "${pytest[@]}" tests/mpi --with-mpi ${only_mpi:+-m "not maths"} "$@"
 done
 printf '\n== all passed with %s\n' "$mpi"

@@ -88,7 +88,7 @@ def run(comm: Intracomm, console: Console, data: Sequence[Path], x_key: str | No
         write_left(comm, console, dataset, factors, left, overwrite)
     spent = np.array([*clock.seconds.values(), work_s, time.perf_counter() - started, peak_bytes()])
     *split_s, work_s, whole_s, peak = np.max(comm.allgather(spent), axis=0).tolist()
-    _show(console, factors, found, matrix, output, left, work_s, comm.size, wanted)
+    _show(console, factors, found, matrix, output, work_s, comm.size, wanted)
     return {
         "k": factors.k, "method": choice.method, "why": choice.why, "grid": list(choice.grid),
         "singular_values": factors.singular_values.tolist(),
@@ -185,7 +185,7 @@ def _numbers(values: np.ndarray | None) -> list[float | None] | None:
     return None if values is None else [None if math.isnan(value) else value for value in values.tolist()]
 
 
-def _show(console: Console, factors: Factors, found: Found, matrix: Matrix, output: Path, left: Path | None,
+def _show(console: Console, factors: Factors, found: Found, matrix: Matrix, output: Path,
           work_s: float, ranks: int, wanted: Wanted) -> None:
     def cell(residual: float) -> str:
         return "-" if math.isnan(residual) else f"{residual:.1e}"
@@ -203,7 +203,5 @@ def _show(console: Console, factors: Factors, found: Found, matrix: Matrix, outp
                     f"{found.triplets.worst:.1e} (try --method tsqr, or ask for less)")
     elif not found.met:
         console.say(f"         {factors.k} triplets do not reach the tolerance asked for; give a larger -k")
-    if left is not None:
-        console.say(f"{left}: the left singular vectors, {factors.rows:,} × {factors.k}")
     console.say(f"{output}: {factors.k} triplets ({factors.method}, {matrix.passes} passes, {matrix.precision} "
                 f"products, {ranks} rank{'s' if ranks > 1 else ''}, {work_s:.2f} s)")

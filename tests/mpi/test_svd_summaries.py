@@ -18,7 +18,7 @@ from dml_hpc.decomposition.svd.tsqr import singular, tsqr
 from dml_hpc.errors import AgreedError, UserError
 from dml_hpc.layout import split
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.maths]
 
 
 class Chunks:

@@ -59,6 +59,15 @@ BAD = {
     "config value": (["train", "{data}", "-o", "out", "--config", "{tmp}/value.toml"], "'--batch-size'"),
     "record nowhere": (["train", "{data}", "-o", "out", "--record", "no/such/runs.jsonl"], "--record"),
     "too small a data set for k": (["svd", "{data}", "-o", "out", "-k", "7"], "-k 7"),
+    "no number of triplets": (["svd", "{data}", "-o", "out"], "how many triplets"),
+    "more energy than there is": (["svd", "{data}", "-o", "out", "--tolerance", "energy=2"], "energy=SHARE"),
+    "another number of ranks": (["svd", "{data}", "-o", "out", "-k", "1", "--grid", "3x3"], "is for 9 ranks"),
+    "no grid": (["svd", "{data}", "-o", "out", "-k", "1", "--grid", "3"], "is no grid of ranks"),
+    "no such method": (["svd", "{data}", "-o", "out", "-k", "1", "--method", "lanczos"], "lanczos"),
+    "a plot that is no picture": (["svd", "{data}", "-o", "out", "-k", "1", "--plot", "scree.pdf"], ".png or .svg"),
+    "left vectors over the data": (["svd", "{data}", "-o", "out", "-k", "1", "--left", "{data}", "--overwrite"],
+                                   "is what this run reads"),
+    "a model as factors": (["svd-apply", "{model}", "{data}", "-o", "out"], "holds no factors"),
     "nothing to report": (["report", "{data}/manifest.json", "-o", "out.html"], "is no run record"),
 }
 
