@@ -27,6 +27,11 @@ class WatchedComm(MPI.Intracomm):
         with waiting("an all-reduce"):
             super().Allreduce(*arguments, **options)
 
+    def Allgatherv(self, *arguments: Any, **options: Any) -> None:  # noqa: N802
+        """See `MPI.Comm.Allgatherv`."""
+        with waiting("an all-gather"):
+            super().Allgatherv(*arguments, **options)
+
     def bcast(self, *arguments: Any, **options: Any) -> Any:
         """See `MPI.Comm.bcast`."""
         with waiting("a broadcast"):

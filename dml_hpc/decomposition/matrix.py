@@ -27,7 +27,7 @@ CHUNK_BYTES = 8 << 20
 """Of a dense chunk: it is read twice, the second time from the cache."""
 FEW_CHUNKS, LEAST_ROWS = 128, 64
 """A matrix has so many chunks, so that ranks get equal shares, unless they would have fewer rows than this."""
-ENTRIES_AN_ELEMENT = 16
+ENTRIES_AN_ELEMENT = 32
 """So many sparse entries are summed in the products' own type before n × l float64 elements are worth adding to."""
 
 
@@ -37,8 +37,9 @@ class Matrix:
     Rows are cut into chunks: chunk c has rows c·``chunk_rows`` … min((c + 1)·``chunk_rows``, m) − 1 of the whole,
     whatever the number of ranks, and what is summed is summed chunk by chunk. A rank holds the chunks ``chunks``
     (first, last), the rows ``rows`` and the columns ``columns`` (first, last): all of them unless ``grid`` has several
-    columns of ranks. With a row of ranks in the grid, thin matrices of n rows are dealt to it likewise. ``shift`` and
-    ``scale`` (n,) float64, None: 0 and 1.
+    columns of ranks. Thin matrices of n rows, such as V, are dealt to all ranks: each has the rows ``thin`` (first,
+    last), a part of its ``columns``; with ``reproducible`` every rank has all. ``shift`` and ``scale`` (n,) float64,
+    None: 0 and 1.
 
     Rows stay where they are mapped; others are kept in memory if they take ``most_bytes`` at most (None: any), else
     read again in each pass. ``precision`` is the dtype in which products are computed; sums over chunks are float64,
@@ -61,6 +62,11 @@ class Matrix:
         self.chunks = cuts[grid.place[0]], cuts[grid.place[0] + 1]
         self.rows = min(self.chunks[0] * self.chunk_rows, rows), min(self.chunks[1] * self.chunk_rows, rows)
         self.columns = split(columns, grid.shape[1], grid.place[1])
+        self._parts = [split(self.columns[1] - self.columns[0], grid.shape[0], place) for place in range(grid.shape[0])]
+        self.thin = self.columns
+        if not reproducible:
+            first, last = self._parts[grid.place[0]]
+            self.thin = self.columns[0] + first, self.columns[0] + last
         own = slice(*self.columns)
         self.shift = None if shift is None else np.ascontiguousarray(shift[own])
         self._scale = None if scale is None else np.ascontiguousarray(scale[own])
@@ -117,11 +123,12 @@ class Matrix:
             blocks.prepared(plain(X), self.shift, self._scale, out)
 
     def gram_products(self, V: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Collective: return Z = AᵀAV (columns, l) and S = VᵀAᵀAV (l, l), float64, from one pass over the data.
+        """Collective: return Z = AᵀAV (thin, l) and S = VᵀAᵀAV (l, l), float64, from one pass over the data.
 
-        ``V`` (columns, l) are this rank's rows of a matrix with orthonormal columns, the same on all ranks of a grid
-        column; so is Z. X is read once: Y = BV of a chunk B is at hand when BᵀY is computed.
+        ``V`` (thin, l) are this rank's rows of a matrix with orthonormal columns, and Z is dealt as V is. X is read
+        once: Y = BV of a chunk B is at hand when BᵀY is computed.
         """
+        V = self._of_columns(V)
         width, count = V.shape
         if self.reproducible or self.grid.row is not None:  # what is wrong with the data shows before ranks meet
             norm = self.squared_norm()
@@ -130,14 +137,33 @@ class Matrix:
         with self.clock.agreed(self.comm) if self.grid.row is None else nullcontext():
             (self._sparse_products if self.sparse else self._dense_products)(V, total)
         found = total.total()
-        return found[:width * count].reshape(width, count).copy(), found[width * count:].reshape(count, count).copy()
+        Z = found[:width * count].reshape(width, count)[self.thin[0] - self.columns[0]:self.thin[1] - self.columns[0]]
+        return Z.copy(), found[width * count:].reshape(count, count).copy()
 
     def inner(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Collective over a grid row: return aᵀb (i, j) of matrices whose rows, like those of V, are dealt to it."""
-        found = np.ascontiguousarray(a.T @ b)
-        if self.grid.row is not None:
-            with self.clock.phase("communicate"):
-                self.grid.row.Allreduce(found.copy(), found)
+        """Collective: return aᵀb (i, j) of thin matrices."""
+        with self.clock.phase("compute"):
+            own = np.ascontiguousarray(a.T @ b)
+        if self.reproducible:
+            return own
+        found = np.empty_like(own)
+        with self.clock.phase("communicate"):
+            self.comm.Allreduce(own, found)
+        return found
+
+    def dealt(self, V: np.ndarray) -> np.ndarray:
+        """Return this rank's rows of a thin matrix (n, l) that every rank has."""
+        return V[slice(*self.thin)]
+
+    def _of_columns(self, V: np.ndarray) -> np.ndarray:
+        """Collective over a grid column: return all rows of its columns of a thin matrix, in the products' precision."""
+        own = np.ascontiguousarray(V, self.precision)
+        if self.reproducible or self.grid.shape[0] == 1:
+            return own
+        found = np.empty((self.columns[1] - self.columns[0], own.shape[1]), self.precision)
+        counts = [(last - first) * own.shape[1] for first, last in self._parts]
+        with self.clock.phase("communicate"):
+            self.grid.column.Allgatherv(own, [found, counts])
         return found
 
     def squared_norm(self) -> float:
@@ -164,10 +190,13 @@ class Matrix:
         return self._sums[key]
 
     def gathered(self, V: np.ndarray) -> np.ndarray:
-        """Collective: return all rows (n, l) of a matrix of which each rank has those of its columns."""
-        if self.grid.row is None:
+        """Collective: return all rows (n, l) of a thin matrix."""
+        if self.reproducible:
             return V
-        return np.concatenate(self.grid.row.allgather(V))
+        found = np.empty((self.shape[1], V.shape[1]))
+        for (first, last), rows in self.comm.allgather((self.thin, V)):
+            found[first:last] = rows
+        return found
 
     def close(self) -> None:
         """Collective: let go of what sums."""
@@ -194,7 +223,6 @@ class Matrix:
 
     def _dense_products(self, V: np.ndarray, total: Sum) -> None:
         width, count = V.shape
-        V = np.ascontiguousarray(V, self.precision)
         image = np.empty((self.chunk_rows, count), self.precision)
         back, square = np.empty((width, count), self.precision), np.empty((count, count), self.precision)
         for _, block in self.dense_chunks(self.precision):
@@ -212,7 +240,7 @@ class Matrix:
         from dml_hpc.kernels import csr_products
 
         width, count = V.shape
-        W = np.ascontiguousarray(V if self._inverse is None else V * self._inverse[:, None], self.precision)
+        W = V if self._inverse is None else (V * self._inverse[:, None]).astype(self.precision)
         # What X·W has too much; each rank of a grid row takes its own columns' share away.
         shifted = None if self.shift is None else (self.shift @ W.astype(np.float64)).astype(self.precision)
         image, back = np.empty((self.chunk_rows, count), self.precision), np.zeros((width, count), self.precision)

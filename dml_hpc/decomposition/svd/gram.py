@@ -24,7 +24,10 @@ _SMALL = 1024
 
 
 class Leading(NamedTuple):
-    """Vectors ``V`` (columns, r), this rank's rows, and estimates of the ``singular_values`` that are known (≥ r,)."""
+    """Vectors ``V`` and estimates of the ``singular_values`` that are known (≥ r,).
+
+    V is (n, r) on every rank, but of a wide matrix (thin, r), this rank's rows.
+    """
 
     V: np.ndarray
     singular_values: np.ndarray

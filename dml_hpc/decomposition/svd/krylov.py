@@ -34,7 +34,7 @@ def basis_size(k: int, columns: int) -> int:
 
 
 class Ritz(NamedTuple):
-    """Approximate eigenvectors of AᵀA, best first: this rank's rows ``V`` (columns, r), and ``residuals`` (k,).
+    """Approximate eigenvectors of AᵀA, best first: this rank's rows ``V`` (thin, r), and ``residuals`` (k,).
 
     These are estimates of ‖Aᵀu − σv‖/σ₁, u = Av/σ.
     """
@@ -46,7 +46,7 @@ class Ritz(NamedTuple):
 def block_krylov(matrix: Matrix, k: int, accuracy: float, start: np.ndarray, most_passes: int, seed: int) -> Ritz:
     """Collective: return min(k + `EXTRA`, n) or fewer Ritz vectors whose first ``k`` are as accurate as asked.
 
-    ``start`` (columns, ·) spans what the iteration starts from; ``most_passes`` bounds how often X is read.
+    ``start`` (thin, ·) spans what the iteration starts from; ``most_passes`` bounds how often X is read.
     """
     comm, size = matrix.comm, basis_size(k, matrix.shape[1])
     width = width_of(k, matrix.shape[1])
@@ -59,12 +59,15 @@ def block_krylov(matrix: Matrix, k: int, accuracy: float, start: np.ndarray, mos
         stop = done + block.shape[1]
         basis[:, done:stop] = block
         Z = matrix.gram_products(block)[0]
+        Q = basis[:, :stop]
+        inside = matrix.inner(Q, Z)
+        H[:stop, done:stop], H[done:stop, :stop] = inside, inside.T
         with matrix.clock.phase("compute"):
-            Q = basis[:, :stop]
-            inside = matrix.inner(Q, Z)
-            H[:stop, done:stop], H[done:stop, :stop] = inside, inside.T
             F = Z - Q @ inside
-            block, B = orthonormal(matrix, without(matrix, Q, F)) if stop < matrix.shape[1] else (F[:, :0], None)
+        block, B = F[:, :0], None
+        if stop < matrix.shape[1]:
+            block, B = orthonormal(matrix, without(matrix, Q, F, times=1))  # once it was done with ``inside``
+        with matrix.clock.phase("compute"):
             values, vectors = np.linalg.eigh((H[:stop, :stop] + H[:stop, :stop].T) / 2)
             values, vectors = comm.bcast((values[::-1], vectors[:, ::-1]))  # all ranks decide alike
             residuals = np.zeros(min(k, stop))

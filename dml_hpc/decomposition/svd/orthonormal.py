@@ -1,4 +1,4 @@
-"""Orthonormal bases of thin matrices whose rows may be dealt to a row of ranks."""
+"""Orthonormal bases of thin matrices, dealt to ranks as `Matrix` says."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _KEPT = 1e-14
 
 
 def orthonormal(matrix: Matrix, F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Collective over a grid row: return Q (rows, r) with orthonormal columns and B (r, l) with F = Q·B.
+    """Collective: return Q (thin, r) with orthonormal columns and B (r, l) with F = Q·B.
 
-    ``F`` is (rows, l); r ≤ l is its numerical rank, and columns are of no particular order. By the eigenvectors of the
+    ``F`` is (thin, l); r ≤ l is its numerical rank, and columns are of no particular order. By the eigenvectors of the
     scaled FᵀF, twice (Stathopoulos and Wu, *A block orthogonalization procedure with constant synchronization
     requirements*, SIAM J. Sci. Comput. 23, 2002, algorithm SVQB).
     """
@@ -31,19 +31,19 @@ def orthonormal(matrix: Matrix, F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return Q, B
 
 
-def without(matrix: Matrix, basis: np.ndarray, F: np.ndarray) -> np.ndarray:
-    """Collective over a grid row: return F (rows, l) less what lies in the orthonormal ``basis`` (rows, s).
+def without(matrix: Matrix, basis: np.ndarray, F: np.ndarray, times: int = 2) -> np.ndarray:
+    """Collective: return F (thin, l) less what lies in the orthonormal ``basis`` (thin, s).
 
     Twice is enough (Giraud, Langou and Rozložník, Computers and Mathematics with Applications 50, 2005).
     """
-    for _ in range(2):
+    for _ in range(times):
         F = F - basis @ matrix.inner(basis, F)
     return F
 
 
 def random_block(matrix: Matrix, count: int, seed: int) -> np.ndarray:
     """Return this rank's rows of a Gaussian matrix (n, count), which is the same on any grid."""
-    first, last = matrix.columns
+    first, last = matrix.thin
     found = np.empty((last - first, count))
     for block in range(first // _ROWS, -(-last // _ROWS)):
         start, stop = max(first, block * _ROWS), min(last, (block + 1) * _ROWS)

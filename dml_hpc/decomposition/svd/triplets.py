@@ -14,7 +14,7 @@ from dml_hpc.decomposition.svd.orthonormal import orthonormal, random_block, wit
 class Triplets:
     """Approximate singular triplets (σ, u = Av/σ, v) of A, σ descending.
 
-    ``singular_values`` (k,) float64; ``V`` (columns, k) float64, this rank's rows of orthonormal columns.
+    ``singular_values`` (k,) float64; ``V`` (thin, k) float64, this rank's rows of orthonormal columns.
     ``relative_residuals`` (k,) are ‖Aᵀu − σv‖/σ₁ and ``left_residuals`` (k,) ‖Av − σu‖/σ₁, the latter rounding alone;
     NaN where σ is zero to rounding and there is no u. A has a singular value within a residual times σ₁ of each σ
     (Parlett, *The Symmetric Eigenvalue Problem*, SIAM 1998, theorem 4.5.1, for [0 A; Aᵀ 0]).
@@ -36,7 +36,7 @@ class Triplets:
 
 
 def certified(matrix: Matrix, V: np.ndarray, given: tuple[np.ndarray, np.ndarray] | None = None) -> Triplets:
-    """Collective: return the best triplets in the span of ``V`` (columns, l), and how good they are.
+    """Collective: return the best triplets in the span of ``V`` (thin, l), and how good they are.
 
     V has orthonormal columns. The Rayleigh-Ritz values are those of AV, from a factor of VᵀAᵀAV: columns that are
     nearly singular vectors make this, scaled, close to the identity, so that small values keep their digits (Demmel
@@ -66,21 +66,18 @@ def with_signs(matrix: Matrix, found: Triplets) -> Triplets:
     """
     V = found.V
     magnitudes = np.abs(V)
-    first, k = matrix.columns[0], V.shape[1]
-    tops = magnitudes.max(axis=0, initial=0.0)
-    if matrix.grid.row is not None:
-        tops = np.max(matrix.grid.row.allgather(tops), axis=0)
+    first, k = matrix.thin[0], V.shape[1]
+    tops = np.max(matrix.comm.allgather(magnitudes.max(axis=0, initial=0.0)), axis=0)
     near = magnitudes >= tops * (1 - 1e-6)
     own = [(first + int(rows[0]), float(V[rows[0], i])) if len(rows := np.flatnonzero(near[:, i])) else (1 << 62, 1.0)
            for i in range(k)]
-    if matrix.grid.row is not None:
-        own = [min(entries) for entries in zip(*matrix.grid.row.allgather(own), strict=True)]
-    signs = np.array([-1.0 if entry < 0 else 1.0 for _, entry in own])
+    chosen = [min(entries) for entries in zip(*matrix.comm.allgather(own), strict=True)]
+    signs = np.array([-1.0 if entry < 0 else 1.0 for _, entry in chosen])
     return Triplets(found.singular_values, V * signs, found.relative_residuals, found.left_residuals)
 
 
 def completed(matrix: Matrix, V: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """Collective: return at least ``k`` orthonormal columns (columns, ·), V's first; the others are any."""
+    """Collective: return at least ``k`` orthonormal columns (thin, ·), V's first; the others are any."""
     while V.shape[1] < k:
         more = without(matrix, V, random_block(matrix, k - V.shape[1], seed))
         V = np.concatenate([V, orthonormal(matrix, more)[0]], axis=1)

@@ -67,8 +67,8 @@ class Found:
 def truncated_svd(matrix: Matrix, method: str, wide: bool, wanted: Wanted, seed: int) -> Found:
     """Collective: return the leading singular triplets of A by ``method``, the same on every rank.
 
-    ``method`` and ``wide`` are as `dml_hpc.decomposition.svd.choice` has chosen. V is dealt to the rows of the grid as
-    `Matrix` says. Raises `AgreedError` for entries that are no finite numbers.
+    ``method`` and ``wide`` are as `dml_hpc.decomposition.svd.choice` has chosen. V is dealt to ranks as `Matrix` says.
+    Raises `AgreedError` for entries that are no finite numbers.
     """
     if method == "incremental":
         return _in_one_pass(matrix, wanted)
@@ -90,7 +90,7 @@ def truncated_svd(matrix: Matrix, method: str, wide: bool, wanted: Wanted, seed:
 
 
 class _Subspace(NamedTuple):
-    """A subspace ``V`` (columns, ≥ k) that holds the ``k`` leading vectors.
+    """A subspace ``V`` (thin, ≥ k) that holds the ``k`` leading vectors.
 
     ``values`` estimate the leading σ, as many as are known; ``rest`` bounds those behind, None: nothing is known.
     """
@@ -118,7 +118,7 @@ def _subspaces(matrix: Matrix, method: str, wide: bool, k: int, wanted: Wanted, 
     elif method == "tsqr":
         matrix.go_double()
         sigma, V = singular(matrix, tsqr(matrix), k)
-        yield _chosen(matrix, V, sigma, k, wanted)
+        yield _chosen(matrix, matrix.dealt(V), sigma, k, wanted)
     elif wide:
         while True:
             found = gram.leading_of_wide(matrix, k)
@@ -129,12 +129,12 @@ def _subspaces(matrix: Matrix, method: str, wide: bool, k: int, wanted: Wanted, 
     else:
         if matrix.precision != np.float64:
             found = gram.leading(matrix, k)
-            yield _chosen(matrix, found.V, found.singular_values, k, wanted)
+            yield _chosen(matrix, matrix.dealt(found.V), found.singular_values, k, wanted)
             matrix.go_double()
         found = gram.leading(matrix, None)
-        yield _chosen(matrix, found.V, found.singular_values, k, wanted)
+        yield _chosen(matrix, matrix.dealt(found.V), found.singular_values, k, wanted)
         found = gram.refined(matrix, found)
-        yield _chosen(matrix, found.V, found.singular_values, k, wanted)
+        yield _chosen(matrix, matrix.dealt(found.V), found.singular_values, k, wanted)
 
 
 def _chosen(matrix: Matrix, V: np.ndarray, sigma: np.ndarray, k: int, wanted: Wanted) -> _Subspace:
@@ -172,7 +172,7 @@ def _in_one_pass(matrix: Matrix, wanted: Wanted) -> Found:
     told = sigma[:k] > max(matrix.shape) * np.finfo(float).eps * sigma[0]
     right, left = np.full(k, np.nan), np.full(k, np.nan)
     right[told], left[told] = (found.residual_bounds[:k] / sigma[0])[told], 0.0
-    triplets = with_signs(matrix, Triplets(sigma[:k], found.V[:, :k], right, left))
+    triplets = with_signs(matrix, Triplets(sigma[:k], matrix.dealt(found.V)[:, :k], right, left))
     left_out = math.sqrt(max(found.squared_norm - math.fsum(np.square(sigma[:k]).tolist()), 0.0))
     bound = math.hypot(found.error_bound, float(sigma[k]) if len(sigma) > k else 0.0)
     return Found(triplets, math.sqrt(found.squared_norm), bound, left_out,
