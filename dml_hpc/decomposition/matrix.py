@@ -23,10 +23,12 @@ from dml_hpc.watch import progressed
 if TYPE_CHECKING:
     from dml_hpc.console import Console
 
-CHUNK_BYTES = 8 << 20
-"""Of a dense chunk: it is read twice, the second time from the cache."""
-FEW_CHUNKS, LEAST_ROWS = 128, 64
-"""A matrix has so many chunks, so that ranks get equal shares, unless they would have fewer rows than this."""
+BLOCK_BYTES = 8 << 20
+"""Of dense rows that are multiplied at once: they are read twice, the second time from the cache."""
+MANY_CHUNKS, FEW_CHUNKS = 128, 16
+LEAST_ROWS, SQUARE_ROWS = 64, 4096
+"""A matrix has `MANY_CHUNKS`, so that ranks get equal shares, unless they would have fewer rows than `LEAST_ROWS`, or
+so few (up to `SQUARE_ROWS`) that adding n × n numbers for each would cost as much as computing them."""
 ENTRIES_AN_ELEMENT = 32
 """So many sparse entries are summed in the products' own type before n × l float64 elements are worth adding to."""
 
@@ -52,10 +54,11 @@ class Matrix:
         self.grid, self.comm, self.dataset, self.clock = grid, grid.comm, dataset, clock
         self.shape = rows, columns = dataset.rows, dataset.features
         self.sparse = dataset.kind == "csr"
-        most_rows = -(-rows // FEW_CHUNKS)
+        self._block_rows = max(LEAST_ROWS, BLOCK_BYTES // (4 * columns))
+        chunk_rows = -(-rows // MANY_CHUNKS)
         if not self.sparse:
-            most_rows = min(most_rows, CHUNK_BYTES // (4 * columns))
-        self.chunk_rows = max(LEAST_ROWS, most_rows)
+            chunk_rows = max(min(chunk_rows, self._block_rows), min(2 * columns, SQUARE_ROWS, -(-rows // FEW_CHUNKS)))
+        self.chunk_rows = max(LEAST_ROWS, chunk_rows)
         self.all_chunks = -(-rows // self.chunk_rows)
         cuts = [min(self.all_chunks, round(row / self.chunk_rows)) for row in dataset.partition(grid.shape[0])]
         cuts[-1] = self.all_chunks
@@ -223,18 +226,21 @@ class Matrix:
 
     def _dense_products(self, V: np.ndarray, total: Sum) -> None:
         width, count = V.shape
-        image = np.empty((self.chunk_rows, count), self.precision)
+        step = min(self._block_rows, self.chunk_rows)
+        image = np.empty((step, count), self.precision)
         back, square = np.empty((width, count), self.precision), np.empty((count, count), self.precision)
-        for _, block in self.dense_chunks(self.precision):
-            with self.clock.phase("compute"):
+        for _, chunk in self.dense_chunks(self.precision):
+            for start in range(0, len(chunk), step):
+                block = chunk[start:start + step]
                 Y = image[:len(block)]
-                np.matmul(block, V, out=Y)
-            self._add_up(Y)
-            with self.clock.phase("compute"):
-                np.matmul(block.T, Y, out=back)
-                total.add(back)
-                np.matmul(Y.T, Y, out=square)
-                total.add(square, width * count)
+                with self.clock.phase("compute"):
+                    np.matmul(block, V, out=Y)
+                self._add_up(Y)
+                with self.clock.phase("compute"):
+                    np.matmul(block.T, Y, out=back)
+                    total.add(back)
+                    np.matmul(Y.T, Y, out=square)
+                    total.add(square, width * count)
 
     def _sparse_products(self, V: np.ndarray, total: Sum) -> None:
         from dml_hpc.kernels import csr_products

@@ -49,6 +49,7 @@ def folder(comm) -> Iterator[Path]:
 def many_chunks(monkeypatch):
     """Matrices of some hundred rows are to be dealt to several ranks."""
     monkeypatch.setattr(matrix_module, "LEAST_ROWS", 16)
+    monkeypatch.setattr(matrix_module, "SQUARE_ROWS", 40)
 
 
 def write_dataset(comm, path: Path, X: np.ndarray, shards: int = 3, **how) -> Path:

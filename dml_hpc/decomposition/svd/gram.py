@@ -40,7 +40,7 @@ def leading(matrix: Matrix, k: int | None) -> Leading:
     the eigenproblem.
     """
     n = matrix.shape[1]
-    G = _summed(matrix, None)
+    G = summed(matrix, None)
     values, V = _solved(matrix, G, n if k is None else k)
     return Leading(V, np.sqrt(np.maximum(values, 0)))
 
@@ -55,7 +55,7 @@ def refined(matrix: Matrix, rough: Leading) -> Leading:
     V, sigma = rough.V, rough.singular_values
     for _ in range(2):
         sigma = np.maximum(sigma, 4 * np.sqrt(n * np.finfo(float).eps) * sigma[0])
-        G = _summed(matrix, V / sigma)
+        G = summed(matrix, V / sigma)
         values, Q = matrix.comm.bcast(np.linalg.eigh(G) if matrix.comm.rank == 0 else None)
         # A = (AV/σ)·diag(σ)Vᵀ and (AV/σ)ᵀ(AV/σ) = QΛQᵀ: A has the singular values of Λ^½Qᵀdiag(σ)·Vᵀ.
         R = np.sqrt(np.maximum(values, 0))[:, None] * Q.T * sigma
@@ -89,7 +89,7 @@ def leading_of_wide(matrix: Matrix, k: int) -> Leading:
     return Leading(V, np.sqrt(np.maximum(values, 0)))
 
 
-def _summed(matrix: Matrix, P: np.ndarray | None) -> np.ndarray:
+def summed(matrix: Matrix, P: np.ndarray | None) -> np.ndarray:
     """Collective: return BᵀB (·, ·) of B = AP, or A itself, float64, summed over all chunks."""
     n = matrix.shape[1]
     dtype = matrix.precision
