@@ -61,10 +61,10 @@ def run(comm: Intracomm, console: Console, data: Sequence[Path], x_key: str | No
     with agreed(comm):
         limit = _most_triplets(dataset, k)
         most_bytes = _most_bytes(memory_limit, ranks_on_node(comm))
-        # Without a limit mapped rows cost nothing, as the system takes their pages back when it needs them.
-        row_bytes = None if memory_limit is None and dataset.mappable(0, dataset.rows) else most_bytes
         choice = choose(dataset, limit, comm.size, accuracy, most_bytes, method, grid, reproducible)
     choice = comm.bcast(choice)
+    # Without a limit mapped rows cost nothing, as the system takes their pages back when it needs them.
+    free = memory_limit is None and choice.grid[1] == 1 and dataset.mappable(0, dataset.rows)
     console.say(f"svd      {choice.method} on {choice.grid[0]} × {choice.grid[1]} ranks: {choice.why}")
     # Sums of dense products are small, and the library's all-reduce is there at once.
     allreduce = allreduce or ("hierarchical" if dataset.kind == "csr" or reproducible else "mpi")
@@ -74,7 +74,7 @@ def run(comm: Intracomm, console: Console, data: Sequence[Path], x_key: str | No
     wanted = Wanted(limit, accuracy, **({} if tolerance is None else {tolerance[0]: tolerance[1]}))
     with Grid(comm, choice.grid) as ranks, Matrix(
             ranks, dataset, reducing.opener(console, allreduce, tuning=tuning), clock, console, shift, divisor,
-            row_bytes, reproducible) as matrix:
+            None if free else most_bytes, reproducible) as matrix:
         found = truncated_svd(matrix, choice.method, choice.wide, wanted, seed)
         V = matrix.gathered(found.triplets.V)
     factors = _factors(dataset, found, V, choice, shift, divisor, accuracy, center)

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 8 << 20
 """Of dense rows that are multiplied at once: they are read twice, the second time from the cache."""
 MANY_CHUNKS, FEW_CHUNKS = 128, 16
-LEAST_ROWS, SQUARE_ROWS = 64, 4096
+LEAST_ROWS, SQUARE_ROWS, SQUARE_COLUMNS = 64, 4096, 8192
 """A matrix has `MANY_CHUNKS`, so that ranks get equal shares, unless they would have fewer rows than `LEAST_ROWS`, or
-so few (up to `SQUARE_ROWS`) that adding n × n numbers for each would cost as much as computing them."""
+so few (up to `SQUARE_ROWS`) that adding n × n numbers for each would cost as much as computing them, for an n of up to
+`SQUARE_COLUMNS`."""
 ENTRIES_AN_ELEMENT = 32
 """So many sparse entries are summed in the products' own type before n × l float64 elements are worth adding to."""
 
@@ -43,8 +44,8 @@ class Matrix:
     last), a part of its ``columns``; with ``reproducible`` every rank has all. ``shift`` and ``scale`` (n,) float64,
     None: 0 and 1.
 
-    Rows stay where they are mapped; others are kept in memory if they take ``most_bytes`` at most (None: any), else
-    read again in each pass. ``precision`` is the dtype in which products are computed; sums over chunks are float64,
+    Whole rows stay where they are mapped; others, and blocks, are kept in memory if they take ``most_bytes`` at most
+    (None: any), else read again in each pass. ``precision`` is the dtype in which products are computed; sums over chunks are float64,
     or, with ``reproducible``, fixed point (`Sum`). ``passes`` counts how often all of X was gone through.
     """
 
@@ -57,8 +58,13 @@ class Matrix:
         self._block_rows = max(LEAST_ROWS, BLOCK_BYTES // (4 * columns))
         chunk_rows = -(-rows // MANY_CHUNKS)
         if not self.sparse:
-            chunk_rows = max(min(chunk_rows, self._block_rows), min(2 * columns, SQUARE_ROWS, -(-rows // FEW_CHUNKS)))
+            chunk_rows = min(chunk_rows, self._block_rows)
+            if columns <= SQUARE_COLUMNS:
+                chunk_rows = max(chunk_rows, min(2 * columns, SQUARE_ROWS, -(-rows // FEW_CHUNKS)))
         self.chunk_rows = max(LEAST_ROWS, chunk_rows)
+        # Dense rows that are read are read so many at a time, which end where chunks do.
+        self._piece_rows = -(-self.chunk_rows // -(-self.chunk_rows // self._block_rows))
+        self.chunk_rows = -(-self.chunk_rows // self._piece_rows) * self._piece_rows
         self.all_chunks = -(-rows // self.chunk_rows)
         cuts = [min(self.all_chunks, round(row / self.chunk_rows)) for row in dataset.partition(grid.shape[0])]
         cuts[-1] = self.all_chunks
@@ -317,12 +323,13 @@ class Matrix:
                 piece = next(pieces, None)
             if piece is None:
                 break
-            if hold:
-                held.append(piece)
             parts.append(piece)
             number = piece[0] // self.chunk_rows
             end = piece[0] + len(piece[1])
             if end == min((number + 1) * self.chunk_rows, self.shape[0]):
+                if hold and not self._mapped and not self.sparse and len(parts) > 1:
+                    parts = [(parts[0][0], np.concatenate([X for _, X in parts]))]
+                held += parts if hold else []
                 yield number, parts
                 progressed()
                 bar.advance(self._rows_of(number))
@@ -336,8 +343,10 @@ class Matrix:
     def _pieces(self) -> Iterator[tuple[int, np.ndarray | Csr]]:
         """Yield rows of this rank as (number of the first, block of X), cut at the ends of shards and chunks."""
         columns = self.columns if self.columns != (0, self.shape[1]) else None
-        self._mapped = self._fitting and self.dataset.mappable(*self.rows)
-        for piece in self.dataset.pieces(*self.rows, self.chunk_rows, mapped=self._mapped, aligned=True):
+        # Of rows of which others want the rest, the system would map that too, and it would count as ours.
+        self._mapped = self._fitting and columns is None and self.dataset.mappable(*self.rows)
+        most_rows = self.chunk_rows if self._mapped or self.sparse else self._piece_rows
+        for piece in self.dataset.pieces(*self.rows, most_rows, mapped=self._mapped, aligned=True):
             X = piece.X
             if isinstance(X, Csr):
                 X = X if columns is None else _sliced(X, *columns)
