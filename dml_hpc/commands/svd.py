@@ -55,13 +55,17 @@ def run(comm: Intracomm, console: Console, data: Sequence[Path], x_key: str | No
             check_output(output, overwrite, inputs=data)
             _check_plot(plot, overwrite, [*data, output])
     if left is not None:
+        with agreed(comm):
+            if left.absolute() in (output.absolute(), *output.absolute().parents):
+                raise UserError(f"--left {left} is where -o is written; choose another folder")
         check_folder(comm, left, overwrite, data, "--left")
     dataset = open_data(comm, data, x_key, None, labels=False, statistics=center or scale)
     shift, divisor = _standardising(comm, dataset, center, scale)
     with agreed(comm):
         limit = _most_triplets(dataset, k)
+        wanted = Wanted(limit, accuracy, **({} if tolerance is None else {tolerance[0]: tolerance[1]}))
         most_bytes = _most_bytes(memory_limit, ranks_on_node(comm))
-        choice = choose(dataset, limit, comm.size, accuracy, most_bytes, method, grid, reproducible)
+        choice = choose(dataset, limit, comm.size, wanted.accuracy, most_bytes, method, grid, reproducible)
     choice = comm.bcast(choice)
     # Without a limit mapped rows cost nothing, as the system takes their pages back when it needs them.
     free = memory_limit is None and choice.grid[1] == 1 and dataset.mappable(0, dataset.rows)
@@ -71,13 +75,12 @@ def run(comm: Intracomm, console: Console, data: Sequence[Path], x_key: str | No
     if dataset.kind == "csr" or reproducible:  # dense products are BLAS's, and need no kernel
         start_compiler()
     clock = Clock()
-    wanted = Wanted(limit, accuracy, **({} if tolerance is None else {tolerance[0]: tolerance[1]}))
     with Grid(comm, choice.grid) as ranks, Matrix(
             ranks, dataset, reducing.opener(console, allreduce, tuning=tuning), clock, console, shift, divisor,
             None if free else most_bytes, reproducible) as matrix:
         found = truncated_svd(matrix, choice.method, choice.wide, wanted, seed)
         V = matrix.gathered(found.triplets.V)
-    factors = _factors(dataset, found, V, choice, shift, divisor, accuracy, center)
+    factors = _factors(dataset, found, V, choice, shift, divisor, wanted.accuracy, center)
     with agreed(comm):
         if comm.rank == 0:
             write_factors(output, factors)
@@ -94,7 +97,7 @@ def run(comm: Intracomm, console: Console, data: Sequence[Path], x_key: str | No
         "singular_values": factors.singular_values.tolist(),
         "relative_residuals": _numbers(factors.relative_residuals),
         "left_residuals": _numbers(factors.left_residuals),
-        "accuracy": accuracy, "accuracy_met": found.met,
+        "accuracy": wanted.accuracy, "accuracy_met": found.met,
         "norm": factors.norm, "energy": _numbers(factors.energy), "error_bound": factors.error_bound,
         "frobenius_error": found.remainder / found.norm if found.norm else 0.0,
         "explained_variance": _numbers(factors.explained_variance),
@@ -181,6 +184,10 @@ def _draw(factors: Factors, plot: Path) -> None:
         plot.write_text(as_svg(figure, "singular values"))
 
 
+def _advice(method: str) -> str:
+    return "ask for less" if method == "tsqr" else "try --method tsqr, or ask for less"
+
+
 def _numbers(values: np.ndarray | None) -> list[float | None] | None:
     return None if values is None else [None if math.isnan(value) else value for value in values.tolist()]
 
@@ -200,7 +207,7 @@ def _show(console: Console, factors: Factors, found: Found, matrix: Matrix, outp
     console.say(f"         ‖A − UΣVᵀ‖₂ ≤ {factors.error_bound:.3g}, of ‖A‖_F = {factors.norm:.6g}")
     if found.triplets.worst > wanted.accuracy:
         console.say(f"         the accuracy asked for, {wanted.accuracy:g}, was not met: the largest residual is "
-                    f"{found.triplets.worst:.1e} (try --method tsqr, or ask for less)")
+                    f"{found.triplets.worst:.1e} ({_advice(factors.method)})")
     elif not found.met:
         console.say(f"         {factors.k} triplets do not reach the tolerance asked for; give a larger -k")
     console.say(f"{output}: {factors.k} triplets ({factors.method}, {matrix.passes} passes, {matrix.precision} "

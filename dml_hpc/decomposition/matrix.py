@@ -18,6 +18,7 @@ from dml_hpc.decomposition.sums import OpenReducer, Sum
 from dml_hpc.errors import UserError
 from dml_hpc.kernels import computable, plain
 from dml_hpc.layout import split
+from dml_hpc.mpi import agreed
 from dml_hpc.watch import progressed
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ LEAST_ROWS, SQUARE_ROWS, SQUARE_COLUMNS = 64, 4096, 8192
 """A matrix has `MANY_CHUNKS`, so that ranks get equal shares, unless they would have fewer rows than `LEAST_ROWS`, or
 so few (up to `SQUARE_ROWS`) that adding n × n numbers for each would cost as much as computing them, for an n of up to
 `SQUARE_COLUMNS`."""
+MOST_APART = 1 << 25
+"""Numbers of all chunks' (AV)ᵀAV that are kept apart."""
 ENTRIES_AN_ELEMENT = 32
 """So many sparse entries are summed in the products' own type before n × l float64 elements are worth adding to."""
 
@@ -45,8 +48,9 @@ class Matrix:
     None: 0 and 1.
 
     Whole rows stay where they are mapped; others, and blocks, are kept in memory if they take ``most_bytes`` at most
-    (None: any), else read again in each pass. ``precision`` is the dtype in which products are computed; sums over chunks are float64,
-    or, with ``reproducible``, fixed point (`Sum`). ``passes`` counts how often all of X was gone through.
+    (None: any), else read again in each pass. ``precision`` is the dtype in which products are computed; sums over
+    chunks are float64, or, with ``reproducible``, fixed point (`Sum`). ``passes`` counts how often all of X was gone
+    through.
     """
 
     def __init__(self, grid: Grid, dataset: Dataset, open_reducer: OpenReducer, clock: Clock, console: Console,
@@ -93,6 +97,7 @@ class Matrix:
         self._mapped = False
         self._held: list[tuple[int, np.ndarray | Csr]] | None = None
         self._buffer = np.empty(0)
+        self._apart: np.ndarray | None = None
         self._sums: dict[tuple[int, bool], Sum] = {}
 
     # What the rest of the room builds on.
@@ -129,6 +134,7 @@ class Matrix:
         else:
             from dml_hpc.kernels import blocks
 
+            X = X if X.dtype.kind == "f" else X.astype(np.float64)
             blocks.prepared(plain(X), self.shift, self._scale, out)
 
     def gram_products(self, V: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -137,17 +143,46 @@ class Matrix:
         ``V`` (thin, l) are this rank's rows of a matrix with orthonormal columns, and Z is dealt as V is. X is read
         once: Y = BV of a chunk B is at hand when BᵀY is computed.
         """
-        V = self._of_columns(V)
+        dealt, V = V, self._of_columns(V)
         width, count = V.shape
         if self.reproducible or self.grid.row is not None:  # what is wrong with the data shows before ranks meet
             norm = self.squared_norm()
         total = self.sum_of(width * count + count * count)
         total.clear(norm if self.reproducible else 1.0)
+        # In fixed point S would lose what is small beside ‖A‖²: its chunks are added up one after the other instead.
+        self._apart = None
+        if self.reproducible and self.all_chunks * count * count <= MOST_APART:
+            self._apart = np.zeros((self.all_chunks, count, count))
         with self.clock.agreed(self.comm) if self.grid.row is None else nullcontext():
             (self._sparse_products if self.sparse else self._dense_products)(V, total)
         found = total.total()
+        if self.unsafe():
+            return self.gram_products(dealt)
+        S = found[width * count:].reshape(count, count).copy()
+        if self._apart is not None:
+            apart = np.empty_like(self._apart)
+            with self.clock.phase("communicate"):
+                self.comm.Allreduce(self._apart, apart)
+            S = apart.sum(axis=0)
         Z = found[:width * count].reshape(width, count)[self.thin[0] - self.columns[0]:self.thin[1] - self.columns[0]]
-        return Z.copy(), found[width * count:].reshape(count, count).copy()
+        return Z.copy(), S
+
+    def unsafe(self) -> bool:
+        """Collective: say whether products have to be done again in float64, which is then the precision.
+
+        Raises `AgreedError` where squares are beyond float64, too.
+        """
+        squared = self.squared_norm()
+        if self.precision == np.float32:
+            if squared == 0 or _LEAST < squared < _MOST:
+                return False
+            self.go_double()
+            return True
+        with agreed(self.comm):
+            if squared != 0 and not _LEAST_DOUBLE < squared < _MOST_DOUBLE:
+                raise UserError(f"{self.dataset.path}: entries' squares add up to {squared:.1e}, too "
+                                f"{'small' if squared < 1 else 'large'} for products in float64; scale the columns")
+        return False
 
     def inner(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Collective: return aᵀb (i, j) of thin matrices."""
@@ -165,7 +200,7 @@ class Matrix:
         return V[slice(*self.thin)]
 
     def _of_columns(self, V: np.ndarray) -> np.ndarray:
-        """Collective over a grid column: return all rows of its columns of a thin matrix, in the products' precision."""
+        """Collective over a grid column: return a thin matrix's rows of all its columns, in the products' precision."""
         own = np.ascontiguousarray(V, self.precision)
         if self.reproducible or self.grid.shape[0] == 1:
             return own
@@ -235,7 +270,7 @@ class Matrix:
         step = min(self._block_rows, self.chunk_rows)
         image = np.empty((step, count), self.precision)
         back, square = np.empty((width, count), self.precision), np.empty((count, count), self.precision)
-        for _, chunk in self.dense_chunks(self.precision):
+        for number, chunk in self.dense_chunks(self.precision):
             for start in range(0, len(chunk), step):
                 block = chunk[start:start + step]
                 Y = image[:len(block)]
@@ -246,7 +281,7 @@ class Matrix:
                     np.matmul(block.T, Y, out=back)
                     total.add(back)
                     np.matmul(Y.T, Y, out=square)
-                    total.add(square, width * count)
+                    self._add_square(number, square, total, width)
 
     def _sparse_products(self, V: np.ndarray, total: Sum) -> None:
         from dml_hpc.kernels import csr_products
@@ -276,12 +311,18 @@ class Matrix:
                     if shifted is not None:
                         csr_products.column_sums(Y, sums)
                     np.matmul(Y.T, Y, out=square)
-                    total.add(square, width * count)
+                    self._add_square(number, square, total, width)
                 entries += X.nonzeros
             if self.reproducible or entries >= ENTRIES_AN_ELEMENT * width:
                 self._pass_on(back, sums, total)
                 entries = 0
         self._pass_on(back, sums, total)
+
+    def _add_square(self, number: int, square: np.ndarray, total: Sum, width: int) -> None:
+        if self._apart is None:
+            total.add(square, width * len(square))
+        else:
+            self._apart[number] += square
 
     def _pass_on(self, back: np.ndarray, sums: np.ndarray, total: Sum) -> None:
         """Add XᵀY ``back``, shifted by the column sums of Y and scaled, to ``total``; set both to zero."""
@@ -391,10 +432,11 @@ class Matrix:
         inverse = 1.0 if self._inverse is None else self._inverse[packed.indices]
         if self.shift is None:
             return float(np.sum(np.square(values * inverse)))
-        shift = self.shift[packed.indices]
+        # Nothing is subtracted: the absent entries of each column are counted.
         absent = self.shift if self._inverse is None else self.shift * self._inverse
-        return float(np.sum(np.square((values - shift) * inverse) - np.square(shift * inverse))
-                     + len(X) * np.sum(np.square(absent)))
+        missing = len(X) - np.bincount(packed.indices, minlength=len(absent))
+        return float(np.sum(np.square((values - self.shift[packed.indices]) * inverse))
+                     + np.sum(missing * np.square(absent)))
 
     def _not_finite(self, number: int) -> str:
         """Say where the first entry of a chunk is that is no finite number, or too large to be squared."""
@@ -416,11 +458,17 @@ class Matrix:
                 "more than float64 holds; scale the columns down first")
 
 
+_LEAST, _MOST = 1e-16, 1e32
+"""Sums of squares between which float32 neither over- nor underflows where it matters."""
+_LEAST_DOUBLE, _MOST_DOUBLE = 1e-200, 1e280
+"""The same for float64, whose products are multiplied once more."""
+
+
 def _squares(X: np.ndarray) -> float:
     """Return Σ x², row by row in the type of X, then in float64."""
     with np.errstate(over="ignore", invalid="ignore"):
         found = float(np.sum(np.einsum("ij,ij->i", X, X), dtype=np.float64))
-        return found if math.isfinite(found) or X.dtype == np.float64 else _squares(X.astype(np.float64))
+        return found if X.dtype == np.float64 or _LEAST < found < _MOST else _squares(X.astype(np.float64))
 
 
 def _copy(X: np.ndarray | Csr) -> np.ndarray | Csr:

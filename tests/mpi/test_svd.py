@@ -270,6 +270,69 @@ def test_what_squares_lose_is_brought_back(comm, folder, method):
     assert (found.triplets.relative_residuals < 1e-13 / spectrum).all()
 
 
+@pytest.mark.parametrize("method", ["gram", "tsqr"])
+def test_small_values_keep_their_digits_in_fixed_point_too(comm, folder, method):
+    spectrum = np.logspace(0, -10, 40)
+    X = matrix(900, spectrum)
+    found, _, _ = factorise(comm, write_dataset(comm, folder / "m", X), 40, method, accuracy=1e-14, reproducible=True)
+    np.testing.assert_allclose(found.triplets.singular_values, spectrum, rtol=1e-4)
+    assert not np.isnan(found.triplets.relative_residuals).any() and not found.met
+
+
+def test_a_dominating_value_hides_no_others(comm, folder):
+    spectrum = np.array([1e5, *[2.0] * 8, *np.linspace(1.5, 0.1, 111)])
+    found, _, one = factorise(comm, write_dataset(comm, folder / "m", matrix(400, spectrum)), 9, "randomized", 1e-6)
+    np.testing.assert_allclose(found.triplets.singular_values, spectrum[:9], rtol=1e-3)
+    assert found.met and one.passes < 40
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e22, 1e-160, 1e-60, 1e60])
+@pytest.mark.parametrize("method", ["gram", "randomized"])
+def test_sizes_that_squares_do_not_bear(comm, folder, method, size):
+    X = (matrix(300, np.arange(20.0, 0, -1)) * size).astype("float32" if 1e-30 < size < 1e30 else "float64")
+    path = write_dataset(comm, folder / "m", X)
+    if size == 1e-160:
+        with pytest.raises(AgreedError, match="too small"):
+            factorise(comm, path, 3, method)
+        return
+    found, _, _ = factorise(comm, path, 3, method, 1e-5)
+    np.testing.assert_allclose(found.triplets.singular_values, np.array([20, 19, 18]) * size, rtol=1e-5)
+    assert found.met
+
+
+def test_sparse_rows_about_a_large_mean(comm, folder):
+    X = np.random.default_rng(4).standard_normal((500, 12)) + 1e6
+    X[np.random.default_rng(5).random(X.shape) < 0.1] = 0
+    shift = X.mean(axis=0)
+    found, V, _ = factorise(comm, write_dataset(comm, folder / "m", X, csr=True), 3, "randomized", 1e-7, shift=shift)
+    check(X - shift, found, V, 3, rtol=1e-7, vectors=1e-3)
+    equal = write_dataset(comm, folder / "equal", np.full((200, 5), 1000.0), csr=True)
+    found, _, _ = factorise(comm, equal, 2, "randomized", 1e-7, shift=np.full(5, 1000.0))
+    assert found.norm == 0
+
+
+def test_integers_are_centred(comm, folder):
+    X = np.random.default_rng(6).integers(-100, 100, (200, 6)).astype("i4")
+    if comm.rank == 0:
+        with h5py.File(folder / "i.h5", "w") as file:
+            file["X"] = X
+    comm.Barrier()
+    result = run(comm, folder / "i.h5", folder / "svd.h5", k=2, center=True)
+    np.testing.assert_allclose(result["singular_values"], np.linalg.svd(X - X.mean(axis=0))[1][:2], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("tolerance", "expected"), [({"energy": 0.9}, 6), ({"ratio": 0.19}, 5), ({"energy": 1.0}, 30)])
+def test_a_tolerance_for_a_wide_matrix(comm, folder, tolerance, expected):
+    X = np.ascontiguousarray(matrix(300, 1 / np.arange(1.0, 31)).T)
+    energy = np.cumsum(1 / np.arange(1.0, 31)**2)
+    if tolerance == {"energy": 0.9}:
+        expected = int(np.argmax(energy >= 0.9 * energy[-1])) + 1
+    path = write_dataset(comm, folder / "m", X)
+    found, V, _ = factorise(comm, path, 30, "gram", 1e-8, grid=(1, comm.size), wide=True, **tolerance)
+    check(X, found, V, expected, rtol=1e-8)
+    assert found.met
+
+
 def test_what_cannot_be_reached_is_said(comm, folder):
     X = matrix(300, 10.0 ** -np.linspace(0, 13, 40))
     found, _, _ = factorise(comm, write_dataset(comm, folder / "m", X), 40, "gram", accuracy=1e-17)

@@ -15,6 +15,7 @@ _PASSES = 10
 _EXACT = 1e-9
 """An accuracy below this is for a QR factorisation: squares lose it."""
 _TSQR_COLUMNS = 2048
+_TRIANGLES = 12
 _SPARSE_SLOWDOWN = 8
 """How much longer an operation takes on sparse entries than in a dense product."""
 
@@ -44,7 +45,7 @@ def choose(dataset: Dataset, k: int, ranks: int, accuracy: float, most_bytes: in
     best = tall if reproducible else chosen_grid(ranks, m, n)
     why = "as asked"
     if method == "auto":
-        method, why = _best(dataset, k, accuracy, most_bytes, grid, reproducible)
+        method, why = _best(dataset, k, accuracy, most_bytes, grid, reproducible, ranks)
     if method == "randomized":
         return Choice(method, grid or best, False, why)
     of_rows = method == "gram" and _of_rows(dataset, grid, reproducible)
@@ -55,17 +56,17 @@ def choose(dataset: Dataset, k: int, ranks: int, accuracy: float, most_bytes: in
     if method == "gram" and (m if of_rows else n) > MOST_COLUMNS:
         raise UserError(f"--method gram takes at most {MOST_COLUMNS:,} columns (its n × n matrix is on every rank), "
                         f"and {dataset.path} has {n:,}; use --method randomized")
-    if method == "tsqr" and min(m, n) * n * 8 > (most_bytes or 8 << 30):
-        raise UserError(f"--method tsqr keeps a triangle of {min(m, n):,} × {n:,} numbers on every rank, too much "
-                        "here; use --method randomized")
+    if method == "tsqr" and _TRIANGLES * min(m, n) * n * 8 > (most_bytes or 64 << 30):
+        raise UserError(f"--method tsqr keeps some {_TRIANGLES} triangles of {min(m, n):,} × {n:,} numbers on every "
+                        "rank, too much here; use --method randomized")
     return Choice(method, needed, of_rows, why)
 
 
 def _best(dataset: Dataset, k: int, accuracy: float, most_bytes: int | None, grid: tuple[int, int] | None,
-          reproducible: bool) -> tuple[str, str]:
+          reproducible: bool, ranks: int) -> tuple[str, str]:
     m, n = dataset.rows, dataset.features
     sparse = dataset.kind == "csr"
-    if grid is not None and grid[0] > 1 and grid[1] > 1:
+    if grid is not None and grid[1] > 1 and not (grid[0] == 1 and _of_rows(dataset, grid, reproducible)):
         return "randomized", "a grid of blocks was asked for"
     if accuracy < _EXACT and n <= _TSQR_COLUMNS and m >= n:
         return "tsqr", f"an accuracy below {_EXACT:g} is lost by squaring, and {n:,} columns make a small triangle"
@@ -73,7 +74,8 @@ def _best(dataset: Dataset, k: int, accuracy: float, most_bytes: int | None, gri
     side = m if wide else n
     entries = dataset.manifest.nonzeros * _SPARSE_SLOWDOWN if sparse else m * n
     squared, iterated = m * n * side, 4 * entries * width_of(k, n) * _PASSES
-    fits = most_bytes is None or 24 * side * side <= most_bytes
+    held = 4 * m * n // ranks if wide else 0
+    fits = most_bytes is None or 24 * side * side + held <= most_bytes
     if side <= MOST_COLUMNS and squared <= iterated and fits and k + 1 < basis_size(k, n) * 4:
         return "gram", (f"{side:,} {'rows' if wide else 'columns'} make a small Gram matrix: {squared:.1e} operations "
                         f"against some {iterated:.1e}")

@@ -9,6 +9,7 @@ singular to rounding, its shifted variant (Fukaya, Kannan, Nakatsukasa, Yamamoto
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -66,16 +67,19 @@ def refined(matrix: Matrix, rough: Leading) -> Leading:
     return Leading(V, sigma)
 
 
-def leading_of_wide(matrix: Matrix, k: int) -> Leading:
-    """Collective: return the ``k`` leading right singular vectors by the eigenvectors of AAᵀ; the grid has one row.
+def leading_of_wide(matrix: Matrix, k: int, enough: Callable[[np.ndarray], int]) -> Leading:
+    """Collective: return the leading right singular vectors by the eigenvectors of AAᵀ; the grid has one row.
 
-    Every rank holds its columns of A in memory, in the precision of the products.
+    As many as ``enough(singular_values)`` says, ``k`` at most, in no order. Every rank holds its columns of A in
+    memory, in the precision of the products.
     """
     m, (first, last) = matrix.shape[0], matrix.columns
     own = np.empty((m, last - first), matrix.precision)
     with matrix.clock.agreed(matrix.comm):
         for number, block in matrix.dense_chunks(matrix.precision):
             own[number * matrix.chunk_rows:number * matrix.chunk_rows + len(block)] = block
+    if matrix.unsafe():
+        return leading_of_wide(matrix, k, enough)
     total = matrix.sum_of(m * m, over_all=True)
     total.clear()
     with matrix.clock.phase("compute"):
@@ -84,9 +88,10 @@ def leading_of_wide(matrix: Matrix, k: int) -> Leading:
             part = own[:, start:start + step]
             total.add(part @ part.T)
     values, U = _solved(matrix, total.total().reshape(m, m), k)
+    sigma = np.sqrt(np.maximum(values, 0))
     with matrix.clock.phase("compute"):
-        V = orthonormal(matrix, (own.T @ U.astype(matrix.precision)).astype(np.float64))[0]
-    return Leading(V, np.sqrt(np.maximum(values, 0)))
+        U = U[:, :enough(sigma)].astype(matrix.precision)
+    return Leading(orthonormal(matrix, (own.T @ U).astype(np.float64))[0], sigma)
 
 
 def summed(matrix: Matrix, P: np.ndarray | None) -> np.ndarray:
@@ -108,7 +113,8 @@ def summed(matrix: Matrix, P: np.ndarray | None) -> np.ndarray:
                     block = np.matmul(block, P, out=image[:len(block)])
                 np.matmul(block.T, block, out=product)  # NumPy takes syrk for this: half the work
                 total.add(product)
-    return total.total().reshape(n, n)
+    found = total.total().reshape(n, n)
+    return summed(matrix, P) if matrix.unsafe() else found
 
 
 def _solved(matrix: Matrix, G: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

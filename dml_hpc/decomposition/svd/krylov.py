@@ -66,24 +66,18 @@ def block_krylov(matrix: Matrix, k: int, accuracy: float, start: np.ndarray, mos
             F = Z - Q @ inside
         block, B = F[:, :0], None
         if stop < matrix.shape[1]:
-            block, B = orthonormal(matrix, without(matrix, Q, F, times=1))  # once it was done with ``inside``
+            block, B = orthonormal(matrix, F, Q)
         with matrix.clock.phase("compute"):
-            values, vectors = np.linalg.eigh((H[:stop, :stop] + H[:stop, :stop].T) / 2)
-            values, vectors = comm.bcast((values[::-1], vectors[:, ::-1]))  # all ranks decide alike
-            residuals = np.zeros(min(k, stop))
-            if B is not None and len(B):
-                norms = np.linalg.norm(B @ vectors[done:stop, :len(residuals)], axis=0)
-                scale = np.sqrt(np.maximum(values[:len(residuals)], 0) * max(values[0], 0))
-                residuals = np.divide(norms, scale, out=np.zeros_like(norms), where=scale > 0)
-                # Below σ₁·√ε what AᵀA says of σ is rounding.
-                residuals[values[:len(residuals)] <= values[0] * np.finfo(float).eps] = 0
-            exhausted = not block.shape[1] or _negligible(B, values)
-            converged = stop >= wanted and residuals.max(initial=0) <= accuracy / 2
+            found = _ritz(H[:stop, :stop], B, done, k) if comm.rank == 0 else None
+        values, vectors, residuals, exhausted = comm.bcast(found)  # all ranks decide alike
+        exhausted = exhausted or not block.shape[1]
+        converged = stop >= wanted and residuals.max(initial=0) <= accuracy / 2
+        with matrix.clock.phase("compute"):
             if exhausted and stop < wanted:
                 # The start spans too little, or A has no more: look where nobody has looked.
                 attempts += 1
                 fresh = random_block(matrix, width, seed + attempts)
-                block = orthonormal(matrix, without(matrix, Q, fresh))[0][:, :matrix.shape[1] - stop]
+                block = orthonormal(matrix, without(matrix, Q, fresh), Q)[0][:, :matrix.shape[1] - stop]
             elif exhausted or converged or matrix.passes >= last:
                 return Ritz(Q @ vectors[:, :wanted], residuals)
             if stop + block.shape[1] > size:
@@ -94,6 +88,20 @@ def block_krylov(matrix: Matrix, k: int, accuracy: float, start: np.ndarray, mos
             done = stop
 
 
-def _negligible(B: np.ndarray | None, values: np.ndarray) -> bool:
-    """Say whether what AᵀA makes of the basis lies in it, up to rounding."""
-    return B is None or float(np.linalg.norm(B)) <= 1e-15 * max(float(values[0]), 0.0) * len(values)
+def _ritz(H: np.ndarray, B: np.ndarray | None, done: int,
+          k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+    """Return the eigenvalues and vectors of H (s, s), best first, residuals (k or s,), and whether all is found.
+
+    AᵀA times the basis is the basis times H, and for its columns from ``done`` on F besides, B = QᵀF for some Q.
+    """
+    values, vectors = np.linalg.eigh((H + H.T) / 2)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    residuals = np.zeros(min(k, len(values)))
+    if B is None or not len(B):
+        return values, vectors, residuals, True
+    norms = np.linalg.norm(B @ vectors[done:, :len(residuals)], axis=0)
+    scale = np.sqrt(np.maximum(values[:len(residuals)], 0) * max(values[0], 0))
+    residuals = np.divide(norms, scale, out=residuals, where=scale > 0)
+    # Below σ₁·√ε what AᵀA says of σ is rounding.
+    residuals[values[:len(residuals)] <= values[0] * np.finfo(float).eps] = 0
+    return values, vectors, residuals, float(np.linalg.norm(B)) <= 1e-15 * max(float(values[0]), 0.0) * len(values)

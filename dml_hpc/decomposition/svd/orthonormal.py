@@ -6,29 +6,59 @@ import numpy as np
 
 from dml_hpc.decomposition.matrix import Matrix
 
-_KEPT = 1e-14
-"""A direction is kept whose square, columns scaled to length one, is this share of the largest: below is rounding."""
+_KEPT = 1e-6
+"""Directions are taken together whose squares, columns scaled to length one, differ by no more than this factor: what
+is shorter is lost in the rounding of longer ones, and is looked for in what is left without these."""
+_OWN = 0.25
+"""A direction of which more than the rest of this lies in the basis already was rounding."""
+_NOTHING = 1e-14
+"""What is left of a column is rounding when it is this much shorter than the longest was."""
 
 
-def orthonormal(matrix: Matrix, F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Collective: return Q (thin, r) with orthonormal columns and B (r, l) with F = Q·B.
+def orthonormal(matrix: Matrix, F: np.ndarray, basis: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Collective: return Q (thin, r) with orthonormal columns and B = QᵀF (r, l), with F = Q·B up to rounding.
 
-    ``F`` is (thin, l); r ≤ l is its numerical rank, and columns are of no particular order. By the eigenvectors of the
-    scaled FᵀF, twice (Stathopoulos and Wu, *A block orthogonalization procedure with constant synchronization
-    requirements*, SIAM J. Sci. Comput. 23, 2002, algorithm SVQB).
+    ``F`` is (thin, l); r ≤ l is its numerical rank, and columns are of no particular order. With an orthonormal
+    ``basis`` (thin, s), of which F has little, Q is orthogonal to that, and F = Q·B but for what the basis has.
+
+    By the eigenvectors of the scaled FᵀF (Stathopoulos and Wu, *A block orthogonalization procedure with constant
+    synchronization requirements*, SIAM J. Sci. Comput. 23, 2002, algorithm SVQB), the strongest directions first, as
+    many times as it takes.
     """
-    Q, B = F, np.eye(F.shape[1])
-    for _ in range(2):
-        gram = matrix.inner(Q, Q)
-        lengths = np.sqrt(np.diag(gram))
-        inverse = np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)
-        values, vectors = matrix.comm.bcast(np.linalg.eigh(gram * np.outer(inverse, inverse)))  # all keep the same
-        kept = values > _KEPT * max(values[-1:].max(initial=0), 1e-300)
-        values, vectors = values[kept], vectors[:, kept]
-        # Q = Q·(D⁻¹VΛ^-½), B = (Λ^½VᵀD)·B
-        Q = Q @ (inverse[:, None] * vectors / np.sqrt(values))
-        B = (np.sqrt(values)[:, None] * vectors.T * lengths) @ B
-    return Q, B
+    left, whole, parts = F, 0.0, np.empty((len(F), 0))
+    while parts.shape[1] < F.shape[1]:
+        gram = matrix.inner(left, left)
+        turned = matrix.comm.bcast(_strongest(gram, whole) if matrix.comm.rank == 0 else None)  # all keep the same
+        whole = whole or float(np.sqrt(np.diag(gram).max()))
+        if turned is None:
+            break
+        Q = left @ turned[:, :F.shape[1] - parts.shape[1]]
+        for _ in range(2):
+            Q = without(matrix, parts, Q if basis is None else without(matrix, basis, Q, times=1), times=1)
+            values, vectors = matrix.comm.bcast(np.linalg.eigh(matrix.inner(Q, Q)))
+            Q = Q @ (vectors / np.sqrt(np.maximum(values, 1e-300)))[:, values > _OWN]
+        if not Q.shape[1]:
+            break
+        parts = np.concatenate([parts, Q], axis=1)
+        if turned.shape[1] == F.shape[1]:
+            break
+        left = without(matrix, parts, left)
+    return parts, matrix.inner(parts, F)
+
+
+def _strongest(gram: np.ndarray, whole: float) -> np.ndarray | None:
+    """Return T (l, r), so that the columns of F·T are orthonormal and span F's strongest directions; None: no more.
+
+    ``gram`` is FᵀF, ``whole`` the length of what F once was (0: this is it).
+    """
+    lengths = np.sqrt(np.maximum(np.diag(gram), 0))
+    alive = lengths > max(_NOTHING * (whole or lengths.max(initial=0.0)), 1e-150)
+    if not alive.any():
+        return None
+    inverse = np.where(alive, 1 / np.where(alive, lengths, 1), 0)
+    values, vectors = np.linalg.eigh(gram * np.outer(inverse, inverse))
+    kept = values > _KEPT * values[-1]
+    return (inverse[:, None] * vectors[:, kept] / np.sqrt(values[kept]))[:, ::-1]
 
 
 def without(matrix: Matrix, basis: np.ndarray, F: np.ndarray, times: int = 2) -> np.ndarray:

@@ -56,6 +56,7 @@ def certified(matrix: Matrix, V: np.ndarray, given: tuple[np.ndarray, np.ndarray
     unit = float(np.finfo(np.float32 if matrix.precision == np.float32 else np.float64).eps) / 2
     right[told] = np.sqrt(np.diag(matrix.inner(difference, difference))) / largest + unit * largest / sigma[told]
     left[told] = np.abs(norms[told] - sigma[told]) / largest
+    right, left = matrix.comm.bcast((right, left))  # what is decided by them, all ranks are to decide alike
     return Triplets(sigma, V, right, left)
 
 
@@ -80,7 +81,7 @@ def completed(matrix: Matrix, V: np.ndarray, k: int, seed: int) -> np.ndarray:
     """Collective: return at least ``k`` orthonormal columns (thin, ·), V's first; the others are any."""
     while V.shape[1] < k:
         more = without(matrix, V, random_block(matrix, k - V.shape[1], seed))
-        V = np.concatenate([V, orthonormal(matrix, more)[0]], axis=1)
+        V = np.concatenate([V, orthonormal(matrix, more, V)[0]], axis=1)
         seed += 1
     return V
 
@@ -91,4 +92,4 @@ def _small_svd(S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     inverse = np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)
     values, Q = np.linalg.eigh(S * np.outer(inverse, inverse))
     sigma, Wt = np.linalg.svd(np.sqrt(np.maximum(values, 0))[:, None] * Q.T * lengths)[1:]
-    return sigma, Wt.T
+    return np.abs(sigma), Wt.T

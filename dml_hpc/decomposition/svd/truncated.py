@@ -34,6 +34,10 @@ class Wanted:
     energy: float | None = None
     ratio: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.ratio is not None:  # to tell σ from ratio·σ₁ it has to be known better than that
+            object.__setattr__(self, "accuracy", min(self.accuracy, self.ratio / 10))
+
     @property
     def open(self) -> bool:
         """Whether the number of triplets is to be found."""
@@ -81,6 +85,8 @@ def truncated_svd(matrix: Matrix, method: str, wide: bool, wanted: Wanted, seed:
                 break
         sigma = triplets.singular_values
         enough = wanted.enough(sigma, matrix.squared_norm()) if wanted.open else len(sigma)
+        if enough is None and len(sigma) == min(matrix.shape):
+            enough = len(sigma)  # there are no more
         if enough is not None or k >= wanted.k:
             break
         k, start = min(2 * k, wanted.k), triplets.V
@@ -108,21 +114,24 @@ def _subspaces(matrix: Matrix, method: str, wide: bool, k: int, wanted: Wanted, 
     First with products in the precision of the data, then in float64, then by what is slower and loses nothing.
     """
     if method == "randomized":
-        while True:
-            ritz = block_krylov(matrix, k, wanted.accuracy, start, MOST_PASSES, seed)
-            start = completed(matrix, ritz.V, k, seed)
-            yield _Subspace(start, k, np.empty(0), None)
-            if matrix.precision == np.float64:
-                return
-            matrix.go_double()
+        for closer in (1.0, 0.1, 0.01):  # the estimates of an iteration are not yet the residuals
+            while True:
+                precision = matrix.precision
+                ritz = block_krylov(matrix, k, closer * wanted.accuracy, start, MOST_PASSES, seed)
+                start = completed(matrix, ritz.V, k, seed)
+                yield _Subspace(start, k, np.empty(0), None)
+                if precision == np.float64:
+                    break
+                matrix.go_double()
     elif method == "tsqr":
         matrix.go_double()
         sigma, V = singular(matrix, tsqr(matrix), k)
         yield _chosen(matrix, matrix.dealt(V), sigma, k, wanted)
     elif wide:
         while True:
-            found = gram.leading_of_wide(matrix, k)
-            yield _chosen(matrix, completed(matrix, found.V, k, seed), found.singular_values, k, wanted)
+            found = gram.leading_of_wide(matrix, k, lambda sigma: _enough(matrix, sigma, k, wanted))
+            some = _enough(matrix, found.singular_values, k, wanted)
+            yield _Subspace(completed(matrix, found.V, some, seed), some, found.singular_values, 0.0)
             if matrix.precision == np.float64:
                 return
             matrix.go_double()
@@ -133,15 +142,24 @@ def _subspaces(matrix: Matrix, method: str, wide: bool, k: int, wanted: Wanted, 
             matrix.go_double()
         found = gram.leading(matrix, None)
         yield _chosen(matrix, matrix.dealt(found.V), found.singular_values, k, wanted)
-        found = gram.refined(matrix, found)
-        yield _chosen(matrix, matrix.dealt(found.V), found.singular_values, k, wanted)
+        if matrix.reproducible:  # fixed point has no room for what squares lose
+            sigma, V = singular(matrix, tsqr(matrix), k)
+            yield _chosen(matrix, matrix.dealt(V), sigma, k, wanted)
+        else:
+            found = gram.refined(matrix, found)
+            yield _chosen(matrix, matrix.dealt(found.V), found.singular_values, k, wanted)
 
 
 def _chosen(matrix: Matrix, V: np.ndarray, sigma: np.ndarray, k: int, wanted: Wanted) -> _Subspace:
-    """Return the subspace of the vectors that are wanted, and of one more, which shows that they are enough."""
-    if wanted.open:
-        k = min(k, (wanted.enough(sigma, matrix.squared_norm()) or k) + 1)
+    k = _enough(matrix, sigma, k, wanted)
     return _Subspace(V[:, :k], k, sigma, 0.0)
+
+
+def _enough(matrix: Matrix, sigma: np.ndarray, k: int, wanted: Wanted) -> int:
+    """Return how many vectors are wanted, and one more, which shows that they are enough; ``k`` at most."""
+    if not wanted.open:
+        return k
+    return min(k, (wanted.enough(sigma, matrix.squared_norm()) or k) + 1)
 
 
 def _judged(matrix: Matrix, triplets: Triplets, next_value: float | None, wanted: Wanted, enough: bool) -> Found:
@@ -152,7 +170,7 @@ def _judged(matrix: Matrix, triplets: Triplets, next_value: float | None, wanted
     slack = 4 * math.sqrt(matrix.chunk_rows) * _rounding(matrix) * squared
     left_out = max(squared - math.fsum(np.square(sigma).tolist()), 0.0)
     bound = math.sqrt(left_out + slack)
-    if next_value is not None:
+    if next_value is not None and triplets.worst <= wanted.accuracy:
         bound = min(bound, math.sqrt(next_value**2 + slack))
     met = enough and triplets.worst <= wanted.accuracy
     return Found(triplets, math.sqrt(squared), bound, math.sqrt(left_out), met)
@@ -168,8 +186,11 @@ def _in_one_pass(matrix: Matrix, wanted: Wanted) -> Found:
     found = incremental(matrix, wanted.k)
     sigma = found.singular_values
     enough = wanted.enough(sigma, found.squared_norm) if wanted.open else wanted.k
+    if enough is None and wanted.k == min(matrix.shape):
+        enough = wanted.k
     k = enough or wanted.k
-    told = sigma[:k] > max(matrix.shape) * np.finfo(float).eps * sigma[0]
+    rounding = max(matrix.shape) * np.finfo(float).eps * sigma[0]
+    told = (sigma[:k] > 0) & ((sigma[:k] > rounding) | (found.error_bound > 1e8 * rounding))
     right, left = np.full(k, np.nan), np.full(k, np.nan)
     right[told], left[told] = (found.residual_bounds[:k] / sigma[0])[told], 0.0
     triplets = with_signs(matrix, Triplets(sigma[:k], matrix.dealt(found.V)[:, :k], right, left))
