@@ -74,7 +74,7 @@ def _best(dataset: Dataset, k: int, accuracy: float, most_bytes: int | None, gri
     side = m if wide else n
     entries = dataset.manifest.nonzeros * _SPARSE_SLOWDOWN if sparse else m * n
     squared, iterated = m * n * side, 4 * entries * width_of(k, n) * _PASSES
-    held = 4 * m * n // ranks if wide else 0
+    held = 16 * m * n // ranks if wide else 0  # what was read, a copy side by side, and room to work
     fits = most_bytes is None or 24 * side * side + held <= most_bytes
     if side <= MOST_COLUMNS and squared <= iterated and fits and k + 1 < basis_size(k, n) * 4:
         return "gram", (f"{side:,} {'rows' if wide else 'columns'} make a small Gram matrix: {squared:.1e} operations "
