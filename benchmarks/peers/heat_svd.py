@@ -15,7 +15,7 @@ import sys
 import time
 
 import h5py
-import heat  # type: ignore[import-not-found]
+import heat
 import numpy as np
 from mpi4py import MPI
 

@@ -38,7 +38,7 @@ def test_a_failing_rank_ends_the_job_and_is_named(mode, says, mpirun, two_classe
 @pytest.mark.job
 @pytest.mark.parametrize("reducer", ["ring", "hierarchical"])
 @pytest.mark.parametrize(("mode", "says"), [
-    ("stall", r"rank 1 has not arrived, it is at .*problem\.py:\d+ \(loss_and_gradient\), step \d+"),
+    ("stall", r"rank 1 has not arrived, it is at .*objective\.py:\d+ \(batch_loss_and_gradient\), step \d+"),
     ("stop", r"rank 1 does not answer"),
 ])
 def test_a_collective_ends_at_its_deadline_and_the_missing_rank_is_named(mode, says, reducer, mpirun, two_classes,

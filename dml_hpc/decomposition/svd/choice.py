@@ -7,7 +7,7 @@ from typing import NamedTuple
 from dml_hpc.data.dataset import Dataset
 from dml_hpc.decomposition.grid import chosen_grid
 from dml_hpc.decomposition.svd.gram import MOST_COLUMNS
-from dml_hpc.decomposition.svd.krylov import basis_size, width_of
+from dml_hpc.decomposition.svd.krylov import width_of
 from dml_hpc.errors import UserError
 
 _PASSES = 10
@@ -56,6 +56,9 @@ def choose(dataset: Dataset, k: int, ranks: int, accuracy: float, most_bytes: in
     if method == "gram" and (m if of_rows else n) > MOST_COLUMNS:
         raise UserError(f"--method gram takes at most {MOST_COLUMNS:,} columns (its n × n matrix is on every rank), "
                         f"and {dataset.path} has {n:,}; use --method randomized")
+    if method == "gram" and most_bytes is not None and _gram_bytes(dataset, of_rows, ranks) > most_bytes:
+        raise UserError(f"--method gram takes {_gram_bytes(dataset, of_rows, ranks) >> 20:,} MiB on a rank here, and "
+                        f"there are {most_bytes >> 20:,}; use --method randomized")
     if method == "tsqr" and _TRIANGLES * min(m, n) * n * 8 > (most_bytes or 64 << 30):
         raise UserError(f"--method tsqr keeps some {_TRIANGLES} triangles of {min(m, n):,} × {n:,} numbers on every "
                         "rank, too much here; use --method randomized")
@@ -73,15 +76,20 @@ def _best(dataset: Dataset, k: int, accuracy: float, most_bytes: int | None, gri
     wide = _of_rows(dataset, grid, reproducible)
     side = m if wide else n
     entries = dataset.manifest.nonzeros * _SPARSE_SLOWDOWN if sparse else m * n
-    squared, iterated = m * n * side, 4 * entries * width_of(k, n) * _PASSES
-    held = 16 * m * n // ranks if wide else 0  # what was read, a copy side by side, and room to work
-    fits = most_bytes is None or 24 * side * side + held <= most_bytes
-    if side <= MOST_COLUMNS and squared <= iterated and fits and k + 1 < basis_size(k, n) * 4:
+    squared, iterated = m * n * side, 4 * entries * max(_PASSES * width_of(k, n), 3 * k)
+    fits = most_bytes is None or _gram_bytes(dataset, wide, ranks) <= most_bytes
+    if side <= MOST_COLUMNS and squared <= iterated and fits:
         return "gram", (f"{side:,} {'rows' if wide else 'columns'} make a small Gram matrix: {squared:.1e} operations "
                         f"against some {iterated:.1e}")
     if side > MOST_COLUMNS or not fits:
         return "randomized", f"a Gram matrix of {side:,} {'rows' if wide else 'columns'} is too large"
     return "randomized", f"some {iterated:.1e} operations against {squared:.1e} for the Gram matrix"
+
+
+def _gram_bytes(dataset: Dataset, of_rows: bool, ranks: int) -> int:
+    """Return what a rank holds for a Gram matrix, of rows its columns too: as read, side by side, and at work."""
+    side = dataset.rows if of_rows else dataset.features
+    return 24 * side**2 + (16 * dataset.rows * dataset.features // ranks if of_rows else 0)
 
 
 def _of_rows(dataset: Dataset, grid: tuple[int, int] | None, reproducible: bool) -> bool:
