@@ -528,7 +528,7 @@ def test_streamed_parts_can_be_sent_while_others_are_computed(comm, folder):
                 "steps": 3, "dtype": "float32"}
     losses = []
     for overlap in (False, True):
-        result = fit(comm, data, folder / f"{overlap}.h5", overlap=overlap, memory_limit=resident_bytes() + (5 << 20),
+        result = fit(comm, data, folder / f"{overlap}.h5", overlap=overlap, memory_limit=resident_bytes() + (7 << 20),
                      **settings)
         assert {split["rows_are"] for split in result["per_rank"]} == {"streamed"}
         losses.append(result["loss"])
