@@ -521,14 +521,14 @@ def test_a_contender_that_diverges_is_listed_and_one_that_cannot_run_is_refused_
 
 def test_streamed_parts_can_be_sent_while_others_are_computed(comm, folder):
     rng = np.random.default_rng(0)
-    rows = 30_000 * comm.size
+    rows = 75_000 * comm.size
     X = rng.standard_normal((rows, 64)).astype("f4")
     data = make(comm, folder, "data", X, (X[:, 0] > 0).astype(float), [rows // 3, rows - rows // 3])
     settings = {"objective": "mlp", "hidden": (1024, 70), "algorithm": "sync", "batch_size": 15_000 * comm.size,
                 "steps": 3, "dtype": "float32"}
     losses = []
     for overlap in (False, True):
-        result = fit(comm, data, folder / f"{overlap}.h5", overlap=overlap, memory_limit=resident_bytes() + (7 << 20),
+        result = fit(comm, data, folder / f"{overlap}.h5", overlap=overlap, memory_limit=resident_bytes() + (15 << 20),
                      **settings)
         assert {split["rows_are"] for split in result["per_rank"]} == {"streamed"}
         losses.append(result["loss"])
