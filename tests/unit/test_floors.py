@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FLOORS = [
-    {"errors", "layout", "files", "console", "launch", "supervise", "watch", "watched", "mpi", "memory", "config"},
+    {"errors", "layout", "files", "console", "launch", "supervise", "watch", "watched", "mpi", "memory", "config",
+     "device", "cuda"},
     {"kernels"},
     {"data"},
     {"comm", "objectives", "optim", "store"},
