@@ -10,6 +10,7 @@ import click
 from dml_hpc import __version__
 from dml_hpc.comm import ALLREDUCES, COMPRESSIONS, REDUCERS
 from dml_hpc.decomposition.svd import METHODS as SVD_METHODS
+from dml_hpc.device import DEVICES
 from dml_hpc.objectives import ACTIVATIONS, OBJECTIVES
 from dml_hpc.optim import OPTIMISERS, SCHEDULES
 from dml_hpc.parameters import (
@@ -62,6 +63,11 @@ def allreduce(default: str) -> Any:
 tuning = option("--tuning", type=PATH, default=None, metavar="FILE",
                 help="Keep what auto measured in FILE, and take it from there next time.")
 fan_in = option("--fan-in", type=POSITIVE, default=2, help="Children of a rank in the tree all-reduce.")
+device = option("--device", type=click.Choice(DEVICES), default="cpu",
+                help="Where ranks compute: on the CPU, or each on a GPU of its node, which several may share.")
+rows_as = option("--rows-as", type=click.Choice(["float16", "bfloat16"]), default=None,
+                 help="cuda: keep dense float32 rows in 16 bits on the GPU: half the memory, half the time of a pass.  "
+                 "[default: as stored]")
 seed = option("--seed", type=click.IntRange(min=0), default=0, help="Seed of everything random.")
 
 
@@ -300,7 +306,7 @@ OTHER_TRAINING_OPTIONS = (
     option("--memory-limit", type=Size(), default=None, help="Memory that a rank may take in all, such as 2G; rows "
            "that do not fit are read as training goes."),
     option("--shuffle/--no-shuffle", default=True, help="Draw the rows of a step at random."),
-    seed,
+    seed, device, rows_as,
     option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", help="Type of weights and sums."),
     option("--reproducible", is_flag=True, help="The same model, bit for bit, on any number of ranks."),
 )
@@ -404,6 +410,7 @@ def predict(comm: Any, console: Any, **arguments: Any) -> Any:
         "do not fit are read again in each pass.")
 @option("--reproducible", is_flag=True, help="The same factors, bit for bit, on any number of ranks.")
 @seed
+@device
 @option("--allreduce", type=click.Choice(ALLREDUCES), default=None, help="How vectors are summed; auto measures and "
         "takes the fastest.  [default: hierarchical for sparse rows, else mpi]")
 @tuning

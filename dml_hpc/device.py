@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from dml_hpc.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 DEVICES = ("cpu", "cuda")
 Array = Any
@@ -24,6 +25,8 @@ _CPP_NAMES = {"float16": "half", "bfloat16": "bfloat16", "float32": "float", "fl
 
 def cpp_name(dtype: Any) -> str:
     """Return what elements of ``dtype`` are called in the kernels' C++; "bfloat16" is a name NumPy lacks."""
+    import numpy as np
+
     return _CPP_NAMES[dtype if isinstance(dtype, str) else np.dtype(dtype).name]
 
 
@@ -139,6 +142,6 @@ def open_device(name: str, node_rank: int) -> Device | None:
         return None
     if name not in DEVICES:
         raise UserError(f"unknown --device {name!r}; there are {', '.join(DEVICES)}")
-    from dml_hpc import cuda
+    from dml_hpc.cuda import Cuda
 
-    return cuda.Cuda(node_rank)
+    return Cuda(node_rank)

@@ -8,8 +8,16 @@
 // A block's dynamic shared memory, as bytes.
 #define DML_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #endif
+#ifdef __CUDACC_RTC__
+#define __is_same(...) ::dml::same<__VA_ARGS__>  // which NVRTC lacks
+#endif
 
 namespace dml {
+
+template <class A, class B>
+constexpr bool same = false;
+template <class A>
+constexpr bool same<A, A> = true;
 
 constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
@@ -25,7 +33,7 @@ struct alignas(2) bfloat16 {  // the upper half of a float
 // converted<To>(x): an element as stored, in the type that is computed in; and back, rounded to nearest even.
 template <class To, class From>
 __device__ __forceinline__ To converted(From x) {
-    if constexpr (__is_same(From, half)) {
+    if constexpr (same<From, half>) {
 #ifdef DML_HOST
         return To(host::half_to_float(x.bits));
 #else
@@ -33,13 +41,13 @@ __device__ __forceinline__ To converted(From x) {
         asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x.bits));
         return To(wide);
 #endif
-    } else if constexpr (__is_same(From, bfloat16)) {
+    } else if constexpr (same<From, bfloat16>) {
 #ifdef DML_HOST
         return To(host::bits_to_float(unsigned(x.bits) << 16));
 #else
         return To(__uint_as_float(unsigned(x.bits) << 16));
 #endif
-    } else if constexpr (__is_same(To, half)) {
+    } else if constexpr (same<To, half>) {
         half narrow;
 #ifdef DML_HOST
         narrow.bits = host::float_to_half(float(x));
@@ -47,7 +55,7 @@ __device__ __forceinline__ To converted(From x) {
         asm("cvt.rn.f16.f32 %0, %1;" : "=h"(narrow.bits) : "f"(float(x)));
 #endif
         return narrow;
-    } else if constexpr (__is_same(To, bfloat16)) {
+    } else if constexpr (same<To, bfloat16>) {
         bfloat16 narrow;
 #ifdef DML_HOST
         unsigned bits = host::float_to_bits(float(x));

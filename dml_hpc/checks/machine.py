@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -127,25 +126,6 @@ def check_horovod() -> Check:
     return _check_extra("horovod", "import horovod, horovod.torch as t\n"
                         "assert t.mpi_built(), 'built without MPI'\nprint(horovod.__version__)",
                         "for --allreduce horovod", "scripts/install_horovod.sh")
-
-
-def check_gpu() -> Check:
-    """An NVIDIA GPU, and CuPy to use it."""
-    listed = call(["nvidia-smi", "-L"])
-    if listed.code == 127:
-        return Check("gpu", ABSENT, "no nvidia-smi, so no NVIDIA driver", "none needed where there is no GPU")
-    if listed.code != 0 or not listed.out:
-        return Check("gpu", BROKEN, f"nvidia-smi: {listed.reason}",
-                     "ask for a GPU (Slurm: --gres=gpu:1), or mend the driver")
-    gpus = re.sub(r" \(UUID: [^)]*\)", "", ", ".join(re.findall(r"^GPU \d+: .*", listed.out, re.M)))
-    version = re.search(r"CUDA Version: (\d+)", call(["nvidia-smi"]).out)
-    install = f"pip install 'dml-hpc[cuda{'13' if version and int(version[1]) >= 13 else '12'}]'"
-    if find_spec("cupy") is None:
-        return Check("gpu", ABSENT, f"{gpus}; CuPy is not installed", install)
-    done = python("import cupy; assert int(cupy.arange(5).sum()) == 10; print(cupy.__version__)")
-    if done.code != 0:
-        return Check("gpu", BROKEN, f"{gpus}; CuPy: {done.reason}", install)
-    return Check("gpu", OK, f"{gpus}; CuPy {done.out}")
 
 
 def check_shared_memory() -> Check:

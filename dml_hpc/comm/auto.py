@@ -1,7 +1,7 @@
 """``auto``: measures the other reducers on a vector of the real size and takes the fastest.
 
 What it found can be kept in a tuning file and used again: the file holds one entry a situation (MPI library, ranks,
-nodes, type, size to a power of two, fused update or not) with the times measured then.
+nodes, GPU, type, size to a power of two, fused update or not) with the times measured then.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dml_hpc.files import check_output, first_line, replaced_file
 from dml_hpc.mpi import on_root
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from mpi4py.MPI import Intracomm
 
@@ -36,28 +36,30 @@ _FORMAT = "dml-hpc tuning 1"
 
 
 def open_auto(comm: Intracomm, size: int, dtype: str, fused: bool, tuning: Path | None,
-              open_one: Callable[[str], Reducer]) -> Reducer:
-    """Collective: return the fastest reducer here, opened by ``open_one(name)``; its ``choice`` says why it is.
+              open_one: Callable[[str], Reducer], candidates: Sequence[str] = CANDIDATES,
+              device: str | None = None) -> Reducer:
+    """Collective: return the fastest of ``candidates`` here, opened by ``open_one(name)``; ``choice`` says why it is.
 
-    ``fused``: it will do fused updates. With ``tuning`` the entry of that file for this situation decides, and
-    is added when there is none. Raises `AgreedError` on every rank for a file that is no such file or cannot be
-    written.
+    ``fused``: it will do fused updates. ``device`` names the GPU that vectors lie on, if they do. With ``tuning`` the
+    entry of that file for this situation decides, and is added when there is none. Raises `AgreedError` on every rank
+    for a file that is no such file or cannot be written.
     """
     if comm.size == 1:
-        reducer = open_one("mpi")
-        reducer.choice = "mpi, as one rank has nothing to sum"
+        reducer = open_one("mpi" if device is None else "hierarchical")  # which sends nothing then
+        reducer.choice = f"{reducer.name}, as one rank has nothing to sum"
         return reducer
-    situation = _situation(comm, size, dtype, fused)
+    situation = _situation(comm, size, dtype, fused, device)
     known = None if tuning is None else on_root(comm, lambda: _look_up(tuning, situation))
     if known is not None:
         reducer = open_one(known["allreduce"])
-        reducer.choice = f"{reducer.name}, as {tuning} says ({_in_words(known['microseconds'])})"
+        reducer.choice = (f"{reducer.choice or reducer.name}, as {tuning} says "
+                          f"({_in_words(known['microseconds'])})")
         return reducer
-    best, times_us, refused = _fastest(comm, open_one, fused)
+    best, times_us, refused = _fastest(comm, open_one, fused, candidates)
     if tuning is not None:
         entry = {**situation, "allreduce": best.name, "microseconds": times_us}
         on_root(comm, lambda: _remember(tuning, entry))
-    best.choice = (f"{best.name}, measured with {best.buffer.nbytes:,} bytes: {_in_words(times_us)}"
+    best.choice = (f"{best.choice or best.name}, measured with {best.buffer.nbytes:,} bytes: {_in_words(times_us)}"
                    + "".join(f"; {name} not here ({why})" for name, why in refused.items()))
     return best
 
@@ -68,8 +70,8 @@ def check_tuning(path: Path) -> None:
     _entries(path)
 
 
-def _fastest(comm: Intracomm, open_one: Callable[[str], Reducer],
-             fused: bool) -> tuple[Reducer, dict[str, float], dict[str, str]]:
+def _fastest(comm: Intracomm, open_one: Callable[[str], Reducer], fused: bool,
+             candidates: Sequence[str]) -> tuple[Reducer, dict[str, float], dict[str, str]]:
     """Collective: measure one candidate after the other; return the best, opened, and all times in µs.
 
     Never more than two are open at a time. Of a candidate's times the shortest counts: disturbance only adds. Third:
@@ -78,7 +80,7 @@ def _fastest(comm: Intracomm, open_one: Callable[[str], Reducer],
     best: Reducer | None = None
     times: dict[str, float] = {}
     refused: dict[str, str] = {}
-    for name in CANDIDATES:
+    for name in candidates:
         try:
             reducer = open_one(name)
         except AgreedError as error:
@@ -108,6 +110,7 @@ def _measure(comm: Intracomm, reducer: Reducer, fused: bool, to_beat: float) -> 
         started = time.perf_counter()
         for _ in range(calls):
             call()
+        reducer.settle()
         return max(comm.allgather((time.perf_counter() - started) / calls))
 
     reducer.buffer[:] = 0
@@ -132,7 +135,7 @@ def _copy(reducer: Reducer) -> Callable[[Any, int, int], None]:
     return update
 
 
-def _situation(comm: Intracomm, size: int, dtype: str, fused: bool) -> dict[str, Any]:
+def _situation(comm: Intracomm, size: int, dtype: str, fused: bool, device: str | None) -> dict[str, Any]:
     """Collective: return what a choice depends on."""
     from mpi4py import MPI
 
@@ -140,7 +143,7 @@ def _situation(comm: Intracomm, size: int, dtype: str, fused: bool) -> dict[str,
     nodes = comm.allreduce(int(node.rank == 0))
     node.Free()
     library = " ".join(MPI.Get_library_version().replace("\t", " ").splitlines()[0].split())
-    return {"library": library, "ranks": comm.size, "nodes": nodes, "dtype": dtype, "fused": fused,
+    return {"library": library, "ranks": comm.size, "nodes": nodes, "device": device, "dtype": dtype, "fused": fused,
             "elements_up_to": 1 << max(size - 1, 0).bit_length()}
 
 
@@ -162,8 +165,9 @@ def _entries(path: Path) -> list[dict[str, Any]]:
     entries = content.get("entries") if isinstance(content, dict) and content.get("format") == _FORMAT else None
     if not isinstance(entries, list):
         raise UserError(f"{path} is no tuning file of this version; delete it, or name another")
+    known = {*CANDIDATES, "nccl"}
     for entry in entries:
-        if not (isinstance(entry, dict) and entry.get("allreduce") in CANDIDATES
+        if not (isinstance(entry, dict) and entry.get("allreduce") in known
                 and isinstance(entry.get("microseconds"), dict)
                 and all(isinstance(us, (int, float)) for us in entry["microseconds"].values())):
             raise UserError(f"{path} has an entry without an allreduce ({', '.join(CANDIDATES)}) or without times "

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dml_hpc.comm.background import SPIN_S, finish
+from dml_hpc.comm.place import Add
+from dml_hpc.device import Array
 from dml_hpc.layout import split
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
-Add = Callable[[np.ndarray, np.ndarray, np.ndarray], object]
+Hook = Callable[[slice], object]
 
 SEGMENT_BYTES = 1 << 18
 """How much travels in one message: large enough to hide a message's cost, small enough that the segment just
@@ -38,15 +40,19 @@ class Circle:
 
     ``addends``, each (count,), are what this rank adds, in this order; the first also takes the partial sums that pass
     by. ``gathered`` (count,) takes the result; it may be that first one. Rank r sums block r, the elements ``owned``.
-    ``add(a, b, out)`` adds segments.
+    ``add(a, b, out)`` adds segments, which are of ``segment_bytes`` (None: `SEGMENT_BYTES`) or less. ``pieces`` are
+    all of them, as slices, in the order in which their addends are needed: ``needed(piece)`` is called before they are
+    read, and ``landed(piece)`` when another rank's has come into ``gathered``.
     """
 
-    def __init__(self, comm: Comm, addends: Sequence[np.ndarray], gathered: np.ndarray, add: Add):
+    def __init__(self, comm: Comm, addends: Sequence[Array], gathered: Array, add: Add,
+                 segment_bytes: int | None = None, needed: Hook | None = None, landed: Hook | None = None):
         p, rank = comm.size, comm.rank
         staging = addends[0]
         itemsize = staging.itemsize
         longest = -(-len(staging) // p)
-        cuts = max(1, min(MOST_SEGMENTS, -(-longest * itemsize // SEGMENT_BYTES)))  # segments of a block
+        most_bytes = segment_bytes or SEGMENT_BYTES
+        cuts = max(1, min(MOST_SEGMENTS, -(-longest * itemsize // most_bytes)))  # segments of a block
 
         def segments(block: int) -> list[slice]:
             first, last = split(len(staging), p, block % p)
@@ -61,9 +67,10 @@ class Circle:
         self._cuts = cuts
         self._half = half = (p - 1) * cuts  # messages of the reduction, and of the gathering
         self._slots = slots = min(AHEAD, half)
-        landing = [np.empty(-(-longest // cuts), staging.dtype) for _ in range(slots)]
+        landing = [np.empty_like(staging, shape=-(-longest // cuts)) for _ in range(slots)]  # where `staging` lies
         self._arrived = [landing[k % slots][:piece.stop - piece.start] for k, piece in enumerate(passing[cuts:])]
-        self._passing = passing
+        self.pieces, self._coming = passing, spreading[cuts:]
+        self._needed, self._landed = needed, landed
         self._staging, self._others = staging, addends[1:]
         self._add = add
         left, right = (rank - 1) % p, (rank + 1) % p
@@ -75,7 +82,7 @@ class Circle:
         self._bytes = [sum(place.nbytes for place in outgoing[:half]), sum(place.nbytes for place in outgoing[half:])]
         self.owned = split(len(staging), p, rank)
 
-    def allreduce(self, finished: Callable[[slice], object] | None = None) -> int:
+    def allreduce(self, finished: Hook | None = None) -> int:
         """Collective: reduce and gather; return the bytes sent.
 
         As soon as a segment of the owned sum lies in the first addend, ``finished(segment)`` writes that of
@@ -96,7 +103,7 @@ class Circle:
         for request in (*self._sends, *self._receives):
             request.Free()
 
-    def _run(self, reduce: bool, gather: bool, finished: Callable[[slice], object] | None = None) -> int:
+    def _run(self, reduce: bool, gather: bool, finished: Hook | None = None) -> int:
         """Carry the messages of one half of the pipeline or of both: what arrives as message m leaves as m + cuts."""
         half, cuts, slots = self._half, self._cuts, self._slots
         first, last = 0 if reduce else half, 2 * half if gather else half
@@ -104,24 +111,26 @@ class Circle:
             self._post(m)
         for m in range(first, first + cuts):
             if reduce:
-                self._sum_own(self._passing[m])
+                self._sum_own(self.pieces[m])
             if m < last:
                 self._sends[m].Start()
         for m in range(first, last):
             finish(self._receives[m], self._spin_s)
             if m < half:
-                piece = self._passing[m + cuts]
+                piece = self.pieces[m + cuts]
                 self._sum_own(piece)
                 target = self._staging[piece]
                 self._add(target, self._arrived[m], target)
                 if finished is not None and m + cuts >= half:
                     finished(piece)
+            elif self._landed is not None:
+                self._landed(self._coming[m - half])
             if m + slots < last:
                 self._post(m + slots)
             if m + cuts < last:
                 self._sends[m + cuts].Start()
         if half == 0 and finished is not None:  # alone, with nothing to wait for
-            for piece in self._passing:
+            for piece in self.pieces:
                 finished(piece)
         for send in self._sends[first:last]:
             finish(send, self._spin_s)
@@ -133,6 +142,8 @@ class Circle:
         self._receives[m].Start()
 
     def _sum_own(self, piece: slice) -> None:
+        if self._needed is not None:
+            self._needed(piece)
         target = self._staging[piece]
         for other in self._others:
             self._add(target, other[piece], target)

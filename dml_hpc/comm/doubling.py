@@ -7,12 +7,13 @@ first and get the sum from it last.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dml_hpc.comm.background import finish
+from dml_hpc.comm.place import Add
+from dml_hpc.device import Array
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 class Doubling:
     """Replaces every rank's ``buffer`` by the sum. a + b has the bits of b + a, so all ranks get the same ones."""
 
-    def __init__(self, comm: Intracomm, buffer: np.ndarray,
-                 add: Callable[[np.ndarray, np.ndarray, np.ndarray], object]):
+    def __init__(self, comm: Intracomm, buffer: Array, add: Add):
         rank = comm.rank
         core = 1 << (comm.size.bit_length() - 1)  # the ranks that take part in the doubling
         self._buffer, self._landing, self._add = buffer, np.empty_like(buffer), add

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dml_hpc.comm.background import NAP_S, in_background
+from dml_hpc.comm.place import HOST, Place
 from dml_hpc.comm.reducer import Reducer, Update
 from dml_hpc.errors import UserError
 from dml_hpc.mpi import agreed, world
@@ -34,11 +35,12 @@ class HorovodReducer(Reducer):
     _numbers = itertools.count()
     _open: ClassVar[int] = 0
 
-    def __init__(self, comm: Intracomm, size: int, dtype: str, weights_dtype: str | None = None):
+    def __init__(self, comm: Intracomm, size: int, dtype: str, weights_dtype: str | None = None,
+                 place: Place = HOST):
         """Raises `AgreedError` on every rank when Horovod is missing, or cannot sum ``dtype`` or over ``comm``."""
         with agreed(comm):
             self._horovod = _load(comm, dtype)
-        super().__init__(comm, size, dtype, weights_dtype)
+        super().__init__(comm, size, dtype, weights_dtype, place)
         self.bytes_sent = None
         self.owned = (0, size)
         import torch

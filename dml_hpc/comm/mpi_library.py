@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dml_hpc.comm.elements import adder, storage
+from dml_hpc.comm.place import HOST, Place
 from dml_hpc.comm.reducer import Reducer, Update
 
 if TYPE_CHECKING:
@@ -22,8 +23,9 @@ class LibraryReducer(Reducer):
 
     name = "mpi"
 
-    def __init__(self, comm: Intracomm, size: int, dtype: str, weights_dtype: str | None = None):
-        super().__init__(comm, size, dtype, weights_dtype)
+    def __init__(self, comm: Intracomm, size: int, dtype: str, weights_dtype: str | None = None,
+                 place: Place = HOST):
+        super().__init__(comm, size, dtype, weights_dtype, place)
         from mpi4py import MPI
 
         self.bytes_sent = None

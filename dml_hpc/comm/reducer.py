@@ -7,18 +7,29 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from dml_hpc.comm.background import Background
 from dml_hpc.comm.elements import storage
+from dml_hpc.comm.place import HOST, Place
+from dml_hpc.device import Array
 from dml_hpc.watch import waiting
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-Update = Callable[[np.ndarray, int, int], None]
+Update = Callable[[Array, int, int], None]
 """``update(summed, start, stop)`` is given elements ``start`` … ``stop − 1`` of the sum, while they are in cache, and
-writes those of ``reducer.weights``; it may be called several times, for parts of ``reducer.owned``."""
+writes those of ``reducer.weights``; it may be called several times, for parts of ``reducer.owned``. Where vectors lie
+on a device, all it does is queued there."""
+
+
+def takes_lazy_sums(update: Update) -> Update:
+    """Say of an `Update` of vectors on a device that ``summed`` may be a `dml_hpc.kernels.cuda.sums.LazySum`.
+
+    A reducer that has all addends at hand then leaves their sum to it: one pass over memory is saved. For functions,
+    and as a decorator for methods.
+    """
+    update.takes_lazy_sums = True  # type: ignore[attr-defined]
+    return update
 
 
 class Reducer(ABC):
@@ -30,6 +41,7 @@ class Reducer(ABC):
       begins. It may lie where ``buffer`` lies, and in memory that other ranks read too: write to neither between a
       call and the last use of its sum.
     - ``weights`` (size,), when asked for: what `reduce_update` gathers. It keeps its content between calls.
+    - ``place``: where these lie. On a device, work on them is queued, here as by the caller, and `settle` waits for it.
     - ``owned``: the range of elements whose sum this rank has after `reduce_scatter`, and updates in `reduce_update`.
       Every element is some rank's; with some algorithms every rank's.
 
@@ -43,24 +55,25 @@ class Reducer(ABC):
     """How it makes the vector small before it sends it."""
     choice: str | None = None
     """Why it was chosen, when that was left to ``auto``."""
-    buffer: np.ndarray
-    total: np.ndarray
+    buffer: Array
+    total: Array
     owned: tuple[int, int]
 
-    def __init__(self, comm: Intracomm, size: int, dtype: str, weights_dtype: str | None = None):
+    def __init__(self, comm: Intracomm, size: int, dtype: str, weights_dtype: str | None = None, place: Place = HOST):
         self.comm = comm.Dup()  # our messages can never meet the caller's
+        self.place = place
         self.size = size
         self.dtype = dtype
         self.bytes_sent: int | None = 0
-        self.weights: np.ndarray | None = None
+        self.weights: Array | None = None
         self._background: Background | None = None
         self._allocate(weights_dtype)
 
     def _allocate(self, weights_dtype: str | None) -> None:
         """Make ``buffer``, ``total`` and, if there is a dtype for them, ``weights``; all of them zero."""
-        self.buffer = self.total = np.zeros(self.size, storage(self.dtype))
+        self.buffer = self.total = self.place.zeros(self.size, storage(self.dtype))
         if weights_dtype is not None:
-            self.weights = np.zeros(self.size, storage(weights_dtype))
+            self.weights = self.place.zeros(self.size, storage(weights_dtype))
 
     def allreduce(self) -> None:
         """Collective: make ``total`` the sum of every rank's ``buffer``."""
@@ -104,6 +117,10 @@ class Reducer(ABC):
             raise ValueError("nothing was started")
         with waiting(f"the {self.name} all-reduce"):
             self._background.wait()
+
+    def settle(self) -> None:
+        """Return when what calls have queued on a device is done."""
+        self.place.settle()
 
     def _allreduce(self) -> None:
         self._reduce_scatter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dml_hpc.comm.circle import Circle
-from dml_hpc.comm.elements import adder
+from dml_hpc.comm.place import HOST, Place
 from dml_hpc.comm.reducer import Reducer, Update
 
 if TYPE_CHECKING:
@@ -17,12 +17,13 @@ class RingReducer(Reducer):
 
     name = "ring"
 
-    def __init__(self, comm: Intracomm, size: int, dtype: str, weights_dtype: str | None = None):
-        super().__init__(comm, size, dtype, weights_dtype)
+    def __init__(self, comm: Intracomm, size: int, dtype: str, weights_dtype: str | None = None,
+                 place: Place = HOST):
+        super().__init__(comm, size, dtype, weights_dtype, place)
         gathered = self.buffer if self.weights is None else self.weights
-        add = adder(dtype)
-        self._circle = Circle(self.comm, [self.buffer], self.buffer, add)
-        self._update_circle = None if self.weights is None else Circle(self.comm, [self.buffer], gathered, add)
+        options = place.adder(dtype), place.segment_bytes
+        self._circle = Circle(self.comm, [self.buffer], self.buffer, *options)
+        self._update_circle = None if self.weights is None else Circle(self.comm, [self.buffer], gathered, *options)
         self.owned = self._circle.owned
 
     def _free(self) -> None:
@@ -31,15 +32,23 @@ class RingReducer(Reducer):
             self._update_circle.free()
 
     def _allreduce(self) -> None:
+        self.settle()
         self._sent(self._circle.allreduce())
 
     def _reduce_scatter(self) -> None:
+        self.settle()
         self._sent(self._circle.reduce_scatter())
 
     def _allgather(self) -> None:
+        self.settle()
         self._sent(self._circle.allgather())
 
     def _reduce_update(self, update: Update) -> None:
         assert self._update_circle is not None
-        self._sent(self._update_circle.allreduce(
-            lambda piece: update(self.buffer[piece], piece.start, piece.stop)))
+
+        def finished(piece: slice) -> None:
+            update(self.buffer[piece], piece.start, piece.stop)
+            self.settle()
+
+        self.settle()
+        self._sent(self._update_circle.allreduce(finished))

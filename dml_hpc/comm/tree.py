@@ -13,8 +13,9 @@ import numpy as np
 
 from dml_hpc.comm.background import finish
 from dml_hpc.comm.doubling import Doubling
-from dml_hpc.comm.elements import adder
+from dml_hpc.comm.place import HOST, Add, Place
 from dml_hpc.comm.reducer import Reducer, Update
+from dml_hpc.device import Array
 from dml_hpc.layout import split
 
 if TYPE_CHECKING:
@@ -37,20 +38,21 @@ class TreeReducer(Reducer):
 
     name = "tree"
 
-    def __init__(self, comm: Intracomm, size: int, dtype: str, weights_dtype: str | None = None, fan_in: int = 2):
+    def __init__(self, comm: Intracomm, size: int, dtype: str, weights_dtype: str | None = None, fan_in: int = 2,
+                 place: Place = HOST):
         """Raises `ValueError` when ``fan_in`` is below 1 (1 is a chain)."""
         if fan_in < 1:
             raise ValueError(f"a tree's fan-in is at least 1, not {fan_in}")
-        super().__init__(comm, size, dtype, weights_dtype)
+        super().__init__(comm, size, dtype, weights_dtype, place)
         self._doubling: Doubling | None = None
         if self.buffer.nbytes <= DOUBLING_BYTES:
-            self._doubling = Doubling(self.comm, self.buffer, adder(dtype))
+            self._doubling = Doubling(self.comm, self.buffer, place.adder(dtype))
             self.owned = (0, size)
             return
         self.owned = (0, size) if self.comm.rank == 0 else (0, 0)
-        cuts = min(MOST_SEGMENTS, -(-self.buffer.nbytes // SEGMENT_BYTES))
+        cuts = min(MOST_SEGMENTS, -(-self.buffer.nbytes // (place.segment_bytes or SEGMENT_BYTES)))
         self._pieces = [slice(*split(size, cuts, cut)) for cut in range(cuts)]
-        self._up = _Up(self.comm, self.buffer, self._pieces, fan_in, adder(dtype))
+        self._up = _Up(self.comm, self.buffer, self._pieces, fan_in, place.adder(dtype))
         self._down = _Down(self.comm, self.buffer, self._pieces, fan_in)
         self._weights_down = None if self.weights is None else _Down(self.comm, self.weights, self._pieces, fan_in)
 
@@ -63,18 +65,21 @@ class TreeReducer(Reducer):
                 way.free()
 
     def _allreduce(self) -> None:
+        self.settle()
         if self._doubling is not None:
             self._sent(self._doubling.allreduce())
         else:
             self._flow(self._down, lambda piece: None)
 
     def _reduce_scatter(self) -> None:
+        self.settle()
         if self._doubling is not None:
             self._sent(self._doubling.allreduce())
         else:
             self._flow(None, lambda piece: None)
 
     def _allgather(self) -> None:
+        self.settle()
         if self._doubling is None:
             if self.comm.rank == 0:
                 for cut in range(len(self._pieces)):
@@ -82,11 +87,16 @@ class TreeReducer(Reducer):
             self._sent(self._down.receive())
 
     def _reduce_update(self, update: Update) -> None:
+        def finished(piece: slice) -> None:
+            update(self.buffer[piece], piece.start, piece.stop)
+            self.settle()
+
+        self.settle()
         if self._doubling is not None:
             self._sent(self._doubling.allreduce())
             update(self.buffer, 0, self.size)
         else:
-            self._flow(self._weights_down, lambda piece: update(self.buffer[piece], piece.start, piece.stop))
+            self._flow(self._weights_down, finished)
 
     def _flow(self, down: _Down | None, finished: Callable[[slice], object]) -> None:
         """Sum towards the root, which tells ``finished`` of each segment and sends it ``down`` at once."""
@@ -103,13 +113,12 @@ class TreeReducer(Reducer):
 class _Up:
     """The way of the segments of ``buffer`` towards the root."""
 
-    def __init__(self, comm: Intracomm, buffer: np.ndarray, pieces: list[slice], fan_in: int,
-                 add: Callable[[np.ndarray, np.ndarray, np.ndarray], object]):
+    def __init__(self, comm: Intracomm, buffer: Array, pieces: list[slice], fan_in: int, add: Add):
         parent, children = _family(comm, fan_in)
         self._pieces = [buffer[piece] for piece in pieces]
         self._add = add
         longest = max(len(piece) for piece in self._pieces)
-        landing = [[np.empty(longest, buffer.dtype) for _ in range(AHEAD)] for _ in children]
+        landing = [[np.empty_like(buffer, shape=longest) for _ in range(AHEAD)] for _ in children]
         self._arrived = [[places[cut % AHEAD][:len(piece)] for cut, piece in enumerate(self._pieces)]
                          for places in landing]
         self._receives = [[comm.Recv_init(place.view(np.uint8), child) for place in places]
@@ -147,7 +156,7 @@ class _Up:
 class _Down:
     """The way of the segments of ``array`` from the root to all."""
 
-    def __init__(self, comm: Intracomm, array: np.ndarray, pieces: list[slice], fan_in: int):
+    def __init__(self, comm: Intracomm, array: Array, pieces: list[slice], fan_in: int):
         parent, children = _family(comm, fan_in)
         places = [array[piece].view(np.uint8) for piece in pieces]
         self._receives = [comm.Recv_init(place, parent) for place in places if parent is not None]

@@ -19,9 +19,10 @@ from dml_hpc.mpi import agreed, ranks_on_node
 from dml_hpc.trainers.averaging import Averaging, Plan
 from dml_hpc.trainers.gradient import FixedPointGradient, FloatGradient, Gradient
 from dml_hpc.trainers.lbfgs import Lbfgs
-from dml_hpc.trainers.learners import MiniBatches, OneByOne
+from dml_hpc.trainers.learners import Learner, MiniBatches, OneByOne
 from dml_hpc.trainers.local import Local
 from dml_hpc.trainers.machines import Machine
+from dml_hpc.trainers.on_device import DeviceOneByOne, DeviceProblem
 
 
 @contextmanager
@@ -50,10 +51,12 @@ def _open_local(run: Run, stack: ExitStack) -> Opened:
     options, size = run.options, run.problem.layers.size
     reader = run.open_reader(stack)
     batches, tau = _limit(options, reader), int(options.tau or 1)
-    learner = MiniBatches(run.problem, run.open_optimiser((0, size)), options.clip_norm)
-    reducer = run.open_reducer(stack, Local.averaged(run.problem, learner, options.average_momentum), options.dtype)
-    algorithm = Local(*run.shared(reader), reducer, learner, run.schedule(batches, reader.steps), run.start(), tau,
-                      batches, options.average_momentum)
+    vectors = run.vectors()
+    learner = MiniBatches(vectors, run.open_optimiser((0, size)), options.clip_norm)
+    reducer = run.open_reducer(stack, Local.averaged(run.problem, learner, options.average_momentum), options.dtype,
+                               device=run.device)
+    algorithm = Local(*run.shared(reader), vectors, reducer, learner, run.schedule(batches, reader.steps), run.start(),
+                      tau, batches, options.average_momentum)
     rounds = None if batches is None else -(-batches // tau)
     return opened(run, algorithm, rounds, reducer,
                   count_steps=lambda steps: run.comm.allreduce(algorithm.batches, op=max))
@@ -80,10 +83,15 @@ def _open_average(run: Run, stack: ExitStack) -> Opened:
                             "take turns; give --epochs or --steps")
     own = range(*split(count, comm.size, comm.rank))
     readers = _readers(run, stack, count, own)
+    run.keep(readers)
     machines = [Machine(number, reader) for number, reader in zip(own, readers, strict=False)]
     size = problem.layers.size
     one_by_one = options.batch_size == 1 and problem.objective.sequential
-    learner = OneByOne(problem) if one_by_one else MiniBatches(problem, run.open_optimiser((0, size)))
+    learner: Learner
+    if not one_by_one:
+        learner = MiniBatches(run.vectors(), run.open_optimiser((0, size)))
+    else:
+        learner = DeviceOneByOne(problem) if isinstance(problem, DeviceProblem) else OneByOne(problem)
     reducer = run.open_reducer(stack, size, options.dtype)
     epochs = options.epochs if options.steps is None else None
     chunks = epochs * readers[0].steps if epochs is not None else None

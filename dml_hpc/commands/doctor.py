@@ -6,15 +6,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from dml_hpc.checks import machine, mpi
+from dml_hpc.checks import gpu, machine, mpi
 from dml_hpc.checks.check import BROKEN, OK, Check
 from dml_hpc.console import Console
 from dml_hpc.errors import EXIT_JOB, EXIT_OK
 
-_OF_THE_LIBRARY = (mpi.check_mpi4py, mpi.check_launcher, mpi.check_two_ranks, mpi.check_threads)
+_OF_THE_LIBRARY = (mpi.check_mpi4py, mpi.check_launcher, mpi.check_two_ranks, mpi.check_threads, gpu.check_gpu)
 _OF_THE_REST = (machine.check_hdf5, machine.check_current_folder, machine.check_locking, machine.check_numba,
-                machine.check_pyarrow, machine.check_matplotlib, machine.check_horovod, machine.check_gpu,
-                machine.check_shared_memory, machine.check_cores, machine.check_slurm)
+                machine.check_pyarrow, machine.check_matplotlib, machine.check_horovod, machine.check_shared_memory,
+                machine.check_cores, machine.check_slurm)
 
 
 def run(console: Console) -> dict[str, Any]:
@@ -42,13 +42,15 @@ def _all_checks() -> list[Check]:
         rest = [pool.submit(_sheltered, check) for check in _OF_THE_REST]
         library = pool.submit(mpi.probe_library).result()
         of_mpi = [pool.submit(_sheltered, check, library) for check in _OF_THE_LIBRARY]
-        return [_sheltered(machine.check_python), *(each.result() for each in [*of_mpi, *rest])]
+        found = [_sheltered(machine.check_python), *(each.result() for each in [*of_mpi, *rest])]
+        return [check for checks in found for check in checks]
 
 
-def _sheltered(check: Callable[..., Check], *arguments: Any) -> Check:
-    """Return the check's answer; an exception inside it is an answer too."""
+def _sheltered(check: Callable[..., Check | list[Check]], *arguments: Any) -> list[Check]:
+    """Return the check's answers; an exception inside it is an answer too."""
     try:
-        return check(*arguments)
+        found = check(*arguments)
+        return found if isinstance(found, list) else [found]
     except Exception as error:
         name = check.__name__.removeprefix("check_").replace("_", " ")
-        return Check(name, BROKEN, f"the check itself failed: {type(error).__name__}: {error}", None)
+        return [Check(name, BROKEN, f"the check itself failed: {type(error).__name__}: {error}", None)]

@@ -14,6 +14,7 @@ from dml_hpc.comm.clock import PHASES, Clock
 from dml_hpc.comm.reducer import Reducer
 from dml_hpc.commands import reducing
 from dml_hpc.commands.algorithms import open_algorithm
+from dml_hpc.commands.devices import open_rows
 from dml_hpc.commands.learnable import Learnable, open_learnable
 from dml_hpc.commands.opening import most_row_bytes, named, open_data
 from dml_hpc.commands.scoring import check_features
@@ -33,6 +34,7 @@ from dml_hpc.objectives.scaling import Scaling, identity, of_sparse, standardisi
 from dml_hpc.store.model import Model, weights_digest
 from dml_hpc.trainers.divergence import advice, diverged
 from dml_hpc.trainers.loop import LEAST_ROWS, RISEN, Limits, Outcome, train
+from dml_hpc.trainers.on_device import DeviceProblem
 from dml_hpc.trainers.problem import Problem
 from dml_hpc.trainers.theory import explain
 from dml_hpc.trainers.trace import Trace
@@ -72,12 +74,15 @@ def fit(comm: Intracomm, console: Console, data: Sequence[Path], given: Options,
         compressing = _compressing(options)
     learnable = open_learnable(comm, dataset, objective, classes, dtype, options.class_weight, options.sample_weight)
     validation = _open_validation(comm, dataset, options)
+    moved = open_rows(comm, console, options.device, options.rows_as)
     start_compiler()
     with agreed(comm):
         scaling, squared_norm = _scaling(dataset, layers, options, dtype)
         if dataset.features > WIDE:  # they take more memory than the model, and have served
             dataset.manifest = replace(dataset.manifest, statistics=None)
         problem = Problem(objective, layers, scaling, dataset.rows, options.l1, options.l2, dtype, squared_norm)
+        if moved is not None:
+            problem = DeviceProblem(problem, moved)
     console.say(f"train    {options.objective} on {named(data)}: {dataset.rows:,} rows × {dataset.features:,} "
                 f"features, {comm.size} rank{'s' * (comm.size > 1)}, {options.algorithm} with the "
                 f"{options.allreduce} all-reduce")
@@ -88,7 +93,8 @@ def fit(comm: Intracomm, console: Console, data: Sequence[Path], given: Options,
     if options.time_budget is not None:
         budget = options.time_budget
         time_over = lambda: trace.seconds > budget  # noqa: E731
-    run = Run(comm, console, dataset, problem, learnable, options, compressing, clock, trace, time_over, at_once)
+    run = Run(comm, console, dataset, problem, learnable, options, compressing, clock, trace, time_over, at_once,
+              moved)
     with first_on_node(comm):  # the first rank fills Numba's cache, the others load it
         compile_kernels(run)
     with open_algorithm(run) as opened:
@@ -96,7 +102,10 @@ def fit(comm: Intracomm, console: Console, data: Sequence[Path], given: Options,
         reader = algorithm.reader
         validate: Callable[[np.ndarray], float] | None = None
         if validation is not None:
-            validate = _Validation(comm, validation, problem, learnable, options).loss
+            held = _Validation(comm, validation, problem, learnable, options)
+            if moved is not None:
+                moved.keep(held.reader.at_hand())
+            validate = held.loss
         comm.Barrier()  # so that time begins at once everywhere
         started = time.perf_counter()
         limits = Limits(opened.steps, opened.tolerance, int(options.patience or PATIENCE))
@@ -114,7 +123,9 @@ def fit(comm: Intracomm, console: Console, data: Sequence[Path], given: Options,
             parameters, np.empty_like(parameters))), loss)
         steps = opened.count_steps(outcome.steps)
         own = {**clock.seconds, "rows": algorithm.own_rows, "work_s": work_s, "bytes_sent": trace.bytes_sent(),
-               "rows_are": reader.how, "peak_bytes": peak_bytes(), "examples": round(trace.examples)}
+               "rows_are": reader.how, "device": None if moved is None else moved.device.description,
+               "rows_on_device": None if moved is None else moved.keep(reader.at_hand()),
+               "peak_bytes": peak_bytes(), "examples": round(trace.examples)}
     result = _account(comm, data, dataset, options, outcome, own, trace)
     result.update(exchange_used=opened.exchange, loss=loss, penalty=problem.penalty(outcome.parameters),
                   weights_digest=digest, theory=theory, steps=steps,
@@ -187,12 +198,12 @@ class _Validation:
         with agreed(comm):
             batches = Batches(held, None, comm.rank, comm.size)
             most_bytes = most_row_bytes(held, batches, node_ranks, options.memory_limit)
-            self._reader = open_reader(held, batches, learnable, problem.dtype, most_bytes)
+            self.reader = open_reader(held, batches, learnable, problem.dtype, most_bytes)
 
     def loss(self, parameters: np.ndarray) -> float:
         """Collective: return the mean loss under ``parameters`` by standardised features."""
         raw = self._problem.scaling.fold(parameters, np.empty_like(parameters))
-        own = self._problem.summed_loss(self._reader.everything(), raw)
+        own = self._problem.summed_loss(self.reader.everything(), raw)
         return self._comm.allreduce(own) / self._rows
 
 
@@ -229,7 +240,7 @@ def _account(comm: Intracomm, data: Sequence[Path], dataset: Dataset, options: O
     told = {name: value if value is None or isinstance(value, (bool, int, float, str)) else _plain(value)
             for name, value in vars(options).items() if name not in ("x_key", "y_key", "weight_key", "tuning", "trace")}
     return {
-        **told, "device": "cpu", "examples": outcome.rows, "epochs": outcome.rows / dataset.rows,
+        **told, "examples": outcome.rows, "epochs": outcome.rows / dataset.rows,
         "examples_per_s": outcome.rows / work_s, "losses": outcome.losses, "validation_losses": outcome.validation,
         "stopped": outcome.stopped, "time_split": {name: max(split[name] for split in splits) for name in PHASES},
         "work_s": work_s, "per_rank": splits, "data": named(data), "rows": dataset.rows, "features": dataset.features,

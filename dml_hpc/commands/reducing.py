@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dml_hpc.comm import ALLREDUCES, open_reducer
 from dml_hpc.comm.auto import check_tuning
 from dml_hpc.comm.compression import Compression
+from dml_hpc.device import Device
 from dml_hpc.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -52,9 +53,9 @@ def compressed(method: str, ratio: float | None, rank: int | None, exact: int) -
 def opener(console: Console, allreduce: str, fan_in: int = 2, tuning: Path | None = None,
            compression: Compression | None = None) -> Callable[..., Reducer]:
     """Return ``open(comm, size, dtype, …)``, collective: a reducer as the options say; a choice is told to the user."""
-    def open_(comm: Intracomm, size: int, dtype: str, weights: str | None = None) -> Reducer:
-        reducer = open_reducer(allreduce, comm, size, dtype, fan_in=fan_in, weights=weights, tuning=tuning,
-                               compression=compression)
+    def open_(comm: Intracomm, size: int, dtype: str, weights: str | None = None,
+              device: Device | None = None) -> Reducer:
+        reducer = open_reducer(allreduce, comm, size, dtype, device, fan_in, weights, tuning, compression)
         if reducer.choice is not None:
             console.say(f"auto     {reducer.choice}")
         return reducer

@@ -12,6 +12,7 @@ import numpy as np
 
 from dml_hpc.comm.clock import Clock
 from dml_hpc.commands import reducing
+from dml_hpc.commands.devices import open_gpu
 from dml_hpc.commands.opening import named, open_data
 from dml_hpc.commands.projecting import check_folder, write_left
 from dml_hpc.data.dataset import Dataset
@@ -37,8 +38,10 @@ ROWS_SHOWN = 20
 def run(comm: Intracomm, console: Console, data: Sequence[Path], x_key: str | None, output: Path, k: int | None,
         tolerance: tuple[str, float] | None, accuracy: float, method: str, grid: tuple[int, int] | None, center: bool,
         scale: bool, left: Path | None, plot: Path | None, memory_limit: int | None, reproducible: bool, seed: int,
-        allreduce: str | None, tuning: Path | None, overwrite: bool) -> dict[str, Any]:
+        allreduce: str | None, tuning: Path | None, overwrite: bool, device: str = "cpu") -> dict[str, Any]:
     """Collective: factorise ``data``, write the triplets to ``output``, U to ``left`` and a scree plot to ``plot``.
+
+    With ``device`` "cuda" products with rows are computed on a GPU; U is projected by the CPU, as `svd-apply` does.
 
     Returns the ``--json`` keys. Times are in seconds, each the largest over the ranks. Residuals hold None where σ is
     zero to rounding. Raises `AgreedError` on every rank for what the user can mend, before anything is written.
@@ -65,19 +68,22 @@ def run(comm: Intracomm, console: Console, data: Sequence[Path], x_key: str | No
         limit = _most_triplets(dataset, k)
         wanted = Wanted(limit, accuracy, **({} if tolerance is None else {tolerance[0]: tolerance[1]}))
         most_bytes = _most_bytes(memory_limit, ranks_on_node(comm))
-        choice = choose(dataset, limit, comm.size, wanted.accuracy, most_bytes, method, grid, reproducible)
+        choice = choose(dataset, limit, comm.size, wanted.accuracy, most_bytes, method, grid, reproducible,
+                        device)
     choice = comm.bcast(choice)
     # Without a limit mapped rows cost nothing, as the system takes their pages back when it needs them.
     free = memory_limit is None and choice.grid[1] == 1 and dataset.mappable(0, dataset.rows)
+    gpu, sharers = open_gpu(comm, console, device)
     console.say(f"svd      {choice.method} on {choice.grid[0]} × {choice.grid[1]} ranks: {choice.why}")
     # Sums of dense products are small, and the library's all-reduce is there at once.
     allreduce = allreduce or ("hierarchical" if dataset.kind == "csr" or reproducible else "mpi")
-    if dataset.kind == "csr" or reproducible:  # dense products are BLAS's, and need no kernel
+    # Dense products are BLAS's, and need no kernel, nor do those of a GPU.
+    if gpu is None and (dataset.kind == "csr" or reproducible):
         start_compiler()
     clock = Clock()
     with Grid(comm, choice.grid) as ranks, Matrix(
             ranks, dataset, reducing.opener(console, allreduce, tuning=tuning), clock, console, shift, divisor,
-            None if free else most_bytes, reproducible) as matrix:
+            None if free else most_bytes, reproducible, gpu, sharers) as matrix:
         found = truncated_svd(matrix, choice.method, choice.wide, wanted, seed)
         V = matrix.gathered(found.triplets.V)
     factors = _factors(dataset, found, V, choice, shift, divisor, wanted.accuracy, center)
@@ -93,7 +99,7 @@ def run(comm: Intracomm, console: Console, data: Sequence[Path], x_key: str | No
     *split_s, work_s, whole_s, peak = np.max(comm.allgather(spent), axis=0).tolist()
     _show(console, factors, found, matrix, output, work_s, comm.size, wanted)
     return {
-        "k": factors.k, "method": choice.method, "why": choice.why, "grid": list(choice.grid),
+        "k": factors.k, "method": choice.method, "device": device, "why": choice.why, "grid": list(choice.grid),
         "singular_values": factors.singular_values.tolist(),
         "relative_residuals": _numbers(factors.relative_residuals),
         "left_residuals": _numbers(factors.left_residuals),

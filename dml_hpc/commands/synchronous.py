@@ -19,10 +19,12 @@ from dml_hpc.objectives.network import Network
 from dml_hpc.optim.schedules import Schedule
 from dml_hpc.trainers.algorithm import Algorithm
 from dml_hpc.trainers.gradient import FixedPointGradient, FloatGradient, Gradient
+from dml_hpc.trainers.on_device import DeviceFixedPointGradient, DeviceFloatGradient, DeviceProblem
 from dml_hpc.trainers.overlapped import LEAST_BUCKET, OverlappedSync, buckets
 from dml_hpc.trainers.sparse_sync import SparseSync
 from dml_hpc.trainers.sync import Sync
 from dml_hpc.trainers.trace import Trace
+from dml_hpc.trainers.vectors import Vectors
 
 
 def open_sync(run: Run, stack: ExitStack, steps_of: Callable[[Reader], int | None]) -> Opened:
@@ -46,21 +48,30 @@ def open_sync(run: Run, stack: ExitStack, steps_of: Callable[[Reader], int | Non
         overlapped = _overlapped(run, stack, reader, schedule)
         run.trace.count_bytes = lambda: overlapped.bytes_sent
         return opened(run, overlapped, steps, overlapped.reducers[0], "overlapped")
-    gradient: Gradient = FixedPointGradient(run.problem) if options.reproducible else FloatGradient(run.problem)
-    algorithm, reducer = _dense(run, stack, reader, gradient, schedule)
+    algorithm, reducer = _dense(run, stack, reader, schedule)
     if run.compressing is not None and reducer.compression is None:
         run.console.say(f"         the vector is no larger than what {options.compression} would send: it is sent as "
                         "it is")
     return opened(run, algorithm, steps, reducer, "dense")
 
 
-def _dense(run: Run, stack: ExitStack, reader: Reader, gradient: Gradient, schedule: Schedule) -> tuple[Sync, Reducer]:
-    options = run.options
+def _dense(run: Run, stack: ExitStack, reader: Reader, schedule: Schedule) -> tuple[Sync, Reducer]:
+    options, vectors = run.options, run.vectors()
+    gradient = _gradient(run, vectors)
     reducer = run.open_reducer(stack, run.problem.layers.size + gradient.extra, gradient.dtype,
-                               options.dtype if options.clip_norm is None else None)
+                               options.dtype if options.clip_norm is None else None, run.device)
     open_optimiser = partial(run.open_optimiser, repeats=gradient.repeats)
-    algorithm = Sync(*run.shared(reader), reducer, gradient, open_optimiser, schedule, run.start(), options.clip_norm)
+    algorithm = Sync(*run.shared(reader), vectors, reducer, gradient, open_optimiser, schedule, run.start(),
+                     options.clip_norm)
     return algorithm, reducer
+
+
+def _gradient(run: Run, vectors: Vectors) -> Gradient:
+    problem = run.problem
+    if isinstance(problem, DeviceProblem):
+        return (DeviceFixedPointGradient(problem) if run.options.reproducible
+                else DeviceFloatGradient(problem, vectors.scaling))
+    return FixedPointGradient(problem) if run.options.reproducible else FloatGradient(problem)
 
 
 def _sparse(run: Run, _: ExitStack, reader: Reader, schedule: Schedule) -> SparseSync:
@@ -78,6 +89,7 @@ def _overlapped(run: Run, stack: ExitStack, reader: Reader, schedule: Schedule) 
 
 def _check_sparse(run: Run) -> None:
     """Raise `UserError` when what rows touch cannot be exchanged."""
+    _check_host(run, "--exchange sparse")
     if run.dataset.kind != "csr":
         raise UserError("--exchange sparse is for sparse rows, and these are dense; leave it out")
     if run.problem.layers.size != run.dataset.features + 1:
@@ -90,6 +102,7 @@ def _check_sparse(run: Run) -> None:
 
 def _check_overlap(run: Run) -> None:
     """Raise `UserError` when sums cannot be on their way while a rank computes."""
+    _check_host(run, "--overlap")
     if not isinstance(run.problem.objective, Network) or len(buckets(run.problem.layers.starts)) < 2:
         raise UserError(f"--overlap sends layer by layer, and there are not two of {LEAST_BUCKET:,} parameters or "
                         "more; leave it out")
@@ -101,6 +114,12 @@ def _check_overlap(run: Run) -> None:
     if run.options.average_iterates:
         raise UserError("--overlap does not go with --average-iterates; leave one of them out")
     _check_plain(run, "--overlap")
+
+
+def _check_host(run: Run, option: str) -> None:
+    if run.device is not None:
+        raise UserError(f"{option} is for ranks that compute on the CPU; leave it out, or --device "
+                        f"{run.options.device}")
 
 
 def _check_plain(run: Run, option: str) -> None:
@@ -144,7 +163,7 @@ def _pays(run: Run, check: Callable[[Run], None], reader: Reader, schedule: Sche
         with ExitStack() as stack:
             algorithm: Algorithm
             if form is None:
-                algorithm, _ = _dense(trial, stack, reader, FloatGradient(run.problem), still)
+                algorithm, _ = _dense(trial, stack, reader, still)
             else:
                 algorithm = form(trial, stack, reader, still)
             times = []

@@ -60,6 +60,8 @@ class Options:
     seed: int = 0
     dtype: str = "float32"
     reproducible: bool = False
+    device: str = "cpu"
+    rows_as: str | None = None
     compression: str = "none"
     compression_ratio: float | None = None
     compression_rank: int | None = None
@@ -146,7 +148,7 @@ def settled(options: Options, objective: Objective, sparse: bool, features: int,
             raise UserError(f"--optimizer {filled['optimizer']} has no use for {_flag(name)}, which is for "
                             f"{', '.join(users)}; leave it out")
     chosen = replace(options, algorithm=algorithm, patience=options.patience or PATIENCE, **filled)
-    _check(chosen, options, objective, rows)
+    _check(chosen, options, objective, rows, sparse)
     return chosen
 
 
@@ -159,7 +161,7 @@ def _natural(options: Options, objective: Objective) -> str:
     return "lbfgs" if full else "sync"
 
 
-def _check(chosen: Options, given: Options, objective: Objective, rows: int) -> None:
+def _check(chosen: Options, given: Options, objective: Objective, rows: int, sparse: bool) -> None:
     algorithm = chosen.algorithm
     endless = chosen.epochs is None and chosen.steps is None
     if endless and chosen.schedule in ("cosine", "step"):
@@ -183,6 +185,15 @@ def _check(chosen: Options, given: Options, objective: Objective, rows: int) -> 
                         "--objective squared-hinge, or --algorithm sync")
     if chosen.replicas and chosen.rounds != 1:
         raise UserError("--replicas draws each machine's examples once; it goes with one round")
+    if chosen.allreduce == "nccl" and (chosen.device == "cpu" or algorithm not in ("sync", "local")):
+        raise UserError("--allreduce nccl sums vectors that lie on GPUs, as those of --algorithm sync and local do "
+                        "with --device cuda; choose another, or leave it out")
+    if chosen.device != "cpu" and (chosen.exchange == "sparse" or chosen.overlap):
+        option = "--overlap" if chosen.overlap else "--exchange sparse"
+        raise UserError(f"{option} is for ranks that compute on the CPU; leave it out, or --device {chosen.device}")
+    if chosen.rows_as is not None and (chosen.device == "cpu" or sparse):
+        raise UserError(f"--rows-as {chosen.rows_as} is how dense rows stay on a GPU; leave it out, or give "
+                        "--device cuda and dense rows")
     if objective.name == "mlp" and not chosen.intercept:
         raise UserError("--no-intercept has no meaning for mlp, which has biases in every layer; leave it out")
     if chosen.tolerance is not None and algorithm == "average" and chosen.rounds == 1:

@@ -35,6 +35,14 @@ class Rows(NamedTuple):
     weight: np.ndarray | None = None
 
 
+class Arrays(NamedTuple):
+    """What `Rows` are rows of."""
+
+    X: np.ndarray | Csr
+    y: np.ndarray
+    weight: np.ndarray | None
+
+
 class Reader(ABC):
     """What a rank reads, in ``steps`` steps an epoch, the same number on every rank.
 
@@ -66,6 +74,10 @@ class Reader(ABC):
 
         What `take` returned is valid no longer.
         """
+
+    def at_hand(self) -> list[Arrays] | None:
+        """Return what all parts are rows of, which stays where it is; None: rows are read step by step."""
+        return None
 
     def close(self) -> None:  # noqa: B027 -- most have nothing to let go of
         """Let go of what is read ahead."""
@@ -157,6 +169,10 @@ class Loaded:
             rows -= low
         return Rows(X, y, rows, weight)
 
+    def arrays(self) -> list[Arrays]:
+        """Return what the rows lie in, shard by shard."""
+        return [Arrays(X, y, weight) for X, y, weight, _ in self._shards.values()]
+
 
 class Resident(Reader):
     """The rows of `Batches`, at hand."""
@@ -180,6 +196,10 @@ class Resident(Reader):
     def rows_of(self, epoch: int, step: int) -> np.ndarray:
         """See `Reader.rows_of`."""
         return global_rows(self.dataset, self.batches, epoch, step)
+
+    def at_hand(self) -> list[Arrays] | None:
+        """See `Reader.at_hand`."""
+        return self._loaded.arrays()
 
     def _rows(self, parts: list[Part]) -> list[Rows]:
         return [self._loaded.rows(part.shard, part.rows) for part in parts]

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from dml_hpc.data.dataset import Dataset
-from dml_hpc.data.reading import Loaded, Prepare, Reader, Rows
+from dml_hpc.data.reading import Arrays, Loaded, Prepare, Reader, Rows
 from dml_hpc.kernels.random import bits, stream
 from dml_hpc.kernels.shares import BLOCK_ROWS, MIXED_BLOCKS, STRIP_ROWS, dealt, dealt_rows, drawn_rows, group_rows
 
@@ -143,6 +143,10 @@ class SharesReader(Reader):
             if last > first:
                 shard, start = self.dataset.place(first)
                 yield self._loaded.rows(shard, np.arange(start, start + last - first))
+
+    def at_hand(self) -> list[Arrays] | None:
+        """See `Reader.at_hand`."""
+        return self._loaded.arrays()
 
     def rows_of(self, epoch: int, step: int) -> np.ndarray:
         """See `Reader.rows_of`."""

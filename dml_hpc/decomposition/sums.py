@@ -28,7 +28,7 @@ class Sum:
 
     def __init__(self, comm: Intracomm, size: int, open_reducer: OpenReducer, clock: Clock, reproducible: bool = False):
         self._reducer = open_reducer(comm, size, "int64" if reproducible else "float64")
-        self._clock = clock
+        self.clock = clock
         self._unit = 0.0
         self.summed_by = self._reducer.name
         self._total = np.empty(size if reproducible else 0)
@@ -50,9 +50,18 @@ class Sum:
         else:
             place += flat
 
+    @property
+    def unit(self) -> float | None:
+        """What one is worth in fixed point; None: sums are float64."""
+        return self._unit if self._total.size else None
+
+    def add_units(self, part: np.ndarray, start: int = 0) -> None:
+        """Add ``part``, int64 of any shape, counted in `unit`, to elements ``start`` and on."""
+        self._reducer.buffer[start:start + part.size] += part.reshape(-1)
+
     def total(self) -> np.ndarray:
         """Collective: return the sum (size,) float64, the same on every rank; valid until the next call."""
-        with self._clock.phase("communicate"):
+        with self.clock.phase("communicate"):
             self._reducer.allreduce()
         if self._total.size:
             np.multiply(self._reducer.total, self._unit, out=self._total)

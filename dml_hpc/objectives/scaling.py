@@ -18,17 +18,17 @@ _FEATURES_A_PIECE = 1024
 class Scaling:
     """``shift`` m (features,) and ``scale`` c (features + 1,); c of the intercept is 1, or 0 when there is none.
 
-    ``trivial`` says that nothing is changed at all.
+    ``trivial`` says that nothing is changed at all, ``shifts`` whether any shift is not 0.
     """
 
     def __init__(self, layers: Layers, shift: np.ndarray, scale: np.ndarray):
         self.shift = shift
         self.scale = scale
         self._layers, self._outputs = layers, layers.widths[1]
-        self._shifts = bool(np.any(shift != 0))
-        self.trivial = not self._shifts and bool(np.all(scale == 1))
+        self.shifts = bool(np.any(shift != 0))
+        self.trivial = not self.shifts and bool(np.all(scale == 1))
         rows = len(shift) if self._outputs == 1 else min(len(shift), _FEATURES_A_PIECE)
-        self._change = np.empty((rows if self._shifts else 0, self._outputs), shift.dtype)
+        self._change = np.empty((rows if self.shifts else 0, self._outputs), shift.dtype)
 
     def fold(self, parameters: np.ndarray, out: np.ndarray) -> np.ndarray:
         """Return the parameters for raw rows that score as ``parameters`` do for standardised ones.
@@ -41,7 +41,7 @@ class Scaling:
         out[first:] = parameters[first:]
         block = self._layers.block(out, 0)
         np.multiply(self._layers.block(parameters, 0), self.scale[:, None], out=block)
-        if not self._shifts:
+        if not self.shifts:
             return out
         # Not BLAS, whose order of addition depends on its number of threads.
         if self._outputs == 1:
@@ -64,7 +64,7 @@ class Scaling:
         if self.trivial:
             return
         block = self._layers.block(gradient, 0)
-        for start, stop in self._pieces() if self._shifts else ():
+        for start, stop in self._pieces() if self.shifts else ():
             change = self._change[:stop - start]
             np.multiply(self.shift[start:stop, None], block[-1], out=change)
             block[start:stop] -= change

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from dml_hpc.device import Device
     from dml_hpc.optim.optimiser import Optimiser
     from dml_hpc.optim.settings import OptimiserSettings
 
@@ -24,11 +25,13 @@ ENDLESS_SCHEDULES = ("constant", "inverse-time", "inverse-sqrt")
 
 def open_optimiser(settings: OptimiserSettings, owned: tuple[int, int], dtype: np.dtype,
                    penalised: Sequence[tuple[int, int]], repeats: bool = False,
-                   average_iterates: bool = False) -> Optimiser:
+                   average_iterates: bool = False, device: Device | None = None) -> Optimiser:
     """Return an optimiser for elements ``owned`` (start, stop) of a vector of ``dtype``: see `Optimiser`.
+
+    With a ``device``, for a vector that lies there.
 
     Raises `ValueError` for a name not in `OPTIMISERS`.
     """
     from dml_hpc.optim.optimiser import Optimiser
 
-    return Optimiser(settings, owned, dtype, penalised, repeats, average_iterates)
+    return Optimiser(settings, owned, dtype, penalised, repeats, average_iterates, device)

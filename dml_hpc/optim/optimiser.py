@@ -25,9 +25,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 
+from dml_hpc.device import Array, Device
 from dml_hpc.errors import UserError
 from dml_hpc.kernels import sparse_updates, updates
 from dml_hpc.optim import OPTIMISERS
@@ -48,12 +51,13 @@ class Optimiser:
     With ``average_iterates`` it keeps, in the same pass, a polynomial-decay average of the weights (Shamir and Zhang,
     ICML 2013, η = 3), of which later steps count more and which is good at any time.
 
-    ``state`` are arrays (stop − start,) of ``dtype``, ``average`` is one or None. Raises `ValueError` for an unknown
-    name.
+    ``state`` are arrays (stop − start,) of ``dtype``, ``average`` is one or None. With a ``device`` these lie there,
+    and so must what `update` is given; the steps' bits are the same. Raises `ValueError` for an unknown name.
     """
 
     def __init__(self, settings: OptimiserSettings, owned: tuple[int, int], dtype: np.dtype,
-                 penalised: Sequence[tuple[int, int]], repeats: bool = False, average_iterates: bool = False):
+                 penalised: Sequence[tuple[int, int]], repeats: bool = False, average_iterates: bool = False,
+                 device: Device | None = None):
         if settings.name not in OPTIMISERS:
             raise ValueError(f"unknown optimiser {settings.name!r}")
         kind, count = np.dtype(dtype).type, owned[1] - owned[0]
@@ -62,11 +66,19 @@ class Optimiser:
         if self._rule in (updates.MOMENTUM, updates.NESTEROV) and settings.momentum == 0:
             self._rule = updates.PLAIN
         self._first = owned[0]
-        self._edges = _edges(owned, penalised if settings.l1 or settings.l2 else ())
-        self.state = [np.zeros(count, dtype) for _ in range(_STATES.get(self._rule, 1))]
-        self.average = np.zeros(count, dtype) if average_iterates else None
+        self._edges: Array = _edges(owned, penalised if settings.l1 or settings.l2 else ())
+        self._on_device = device is not None
+        zeros: Any = np.zeros
+        self._take_step = updates.take_step
+        if device is not None:
+            from dml_hpc.kernels.cuda import updates as cuda_updates
+
+            zeros, self._edges = device.zeros, device.put(self._edges)
+            self._take_step = partial(cuda_updates.take_step, device)
+        self.state: list[Array] = [zeros(count, dtype) for _ in range(_STATES.get(self._rule, 1))]
+        self.average: Array | None = zeros(count, dtype) if average_iterates else None
         kept = 1 + len(self.state) + average_iterates
-        self._before = [np.zeros(count, dtype) for _ in range(kept)] if repeats else []
+        self._before: list[Array] = [zeros(count, dtype) for _ in range(kept)] if repeats else []
         self._clip = kind(math.inf if settings.clip_value is None else settings.clip_value)
         self._momentum, self._epsilon, self._l1 = kind(settings.momentum), kind(settings.epsilon), kind(settings.l1)
         self._fresh1, self._fresh2 = kind(1 - settings.momentum), kind(1 - settings.beta2)
@@ -75,13 +87,14 @@ class Optimiser:
         self._paid = np.empty((0, 2))
         self._product, self._toll = 1.0, 0.0
 
-    def update(self, weights: np.ndarray, summed: np.ndarray, start: int, unit: float, step_size: float, t: int,
+    def update(self, weights: Array, summed: Array, start: int, unit: float, step_size: float, t: int,
                again: bool = False) -> None:
         """Change ``weights`` (count,), which are elements ``start`` … of all, in place by one step.
 
-        ``summed`` (count,) times ``unit`` is the gradient of the loss by them: of the weights' dtype, or int64. ``t``
-        is the number of the step, from 1. Step by step it is called for parts that make up what is owned, in any
-        order. ``again`` takes the last step back first. After `update_at`, `settle` before this.
+        ``summed`` (count,) times ``unit`` is the gradient of the loss by them: of the weights' dtype, or int64; on a
+        device it may be `dml_hpc.kernels.cuda.sums.LazySum`. ``t`` is the number of the step, from 1. Step by step it
+        is called for parts that make up what is owned, in any order. ``again`` takes the last step back first. After
+        `update_at`, `settle` before this.
         """
         kind = weights.dtype.type
         own = slice(start - self._first, start - self._first + len(weights))
@@ -96,11 +109,11 @@ class Optimiser:
         if self._rule == updates.ADAM:
             correct1 = 1 / (1 - self.settings.momentum ** t)
             correct2 = 1 / math.sqrt(1 - self.settings.beta2 ** t)
-        updates.take_step(self._rule, weights, summed, first, second, average, start, self._edges,
-                          kind(unit) if summed.dtype == weights.dtype else unit, self._clip, kind(step_size),
-                          self._momentum, self._fresh1, self._fresh2, kind(correct1), kind(correct2), self._epsilon,
-                          self._l1, self._l2, self._decay,
-                          kind((_AVERAGING_DEGREE + 1) / (t + _AVERAGING_DEGREE)))
+        self._take_step(self._rule, weights, summed, first, second, average, start, self._edges,
+                        kind(unit) if summed.dtype == weights.dtype else unit, self._clip, kind(step_size),
+                        self._momentum, self._fresh1, self._fresh2, kind(correct1), kind(correct2), self._epsilon,
+                        self._l1, self._l2, self._decay,
+                        kind((_AVERAGING_DEGREE + 1) / (t + _AVERAGING_DEGREE)))
 
     def reset(self) -> None:
         """Forget all steps taken: the state of one that was just opened. After `update_at`, `settle` before this."""
@@ -109,12 +122,12 @@ class Optimiser:
 
     @property
     def sparse_able(self) -> bool:
-        """Whether `update_at` can be used: plain SGD, or AdaGrad without l2, no average, no steps taken back.
+        """Whether `update_at` can be used: plain SGD or AdaGrad without l2; no average, no repeats, no device.
 
         (AdaGrad's l2 enters G step by step, which has no closed form.)
         """
         return (self._rule == updates.PLAIN or (self._rule == updates.ADAGRAD and not self.settings.l2)) \
-            and self.average is None and not self._before
+            and self.average is None and not self._before and not self._on_device
 
     def update_at(self, weights: np.ndarray, indices: np.ndarray, values: np.ndarray, unit: float,
                   step_size: float) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 import numpy as np
 
 from dml_hpc.data.reading import Rows
-from dml_hpc.kernels.dots import squared_norm
 from dml_hpc.objectives.sequential import Sequential
 from dml_hpc.optim.optimiser import Optimiser
 from dml_hpc.trainers.problem import Problem
+from dml_hpc.trainers.vectors import Vectors
 from dml_hpc.watch import progressed
 
 
@@ -59,22 +59,27 @@ class OneByOne(Learner):
 
 
 class MiniBatches(Learner):
-    """One step of an optimiser for all the rows that `learn` is given."""
+    """One step of an optimiser for all the rows that `learn` is given.
 
-    def __init__(self, problem: Problem, optimiser: Optimiser, clip_norm: float | None = None):
-        self._problem, self.optimiser, self._clip_norm = problem, optimiser, clip_norm
+    ``weights`` (size,) lie where the ``optimiser``'s state does, where ``vectors`` says.
+    """
+
+    def __init__(self, vectors: Vectors, optimiser: Optimiser, clip_norm: float | None = None):
+        self._vectors, self.optimiser, self._clip_norm = vectors, optimiser, clip_norm
+        problem = vectors.problem
         size = problem.layers.size
-        self._weights, self._gradient = np.zeros((2, size), problem.dtype)
-        self.folded = self._folding = np.empty(0 if problem.scaling.trivial else size, problem.dtype)
+        self.weights, self._gradient = vectors.empty(size, problem.dtype), vectors.empty(size, problem.dtype)
+        self.weights[:] = 0
+        self.folded = self._folding = vectors.empty(0 if problem.scaling.trivial else size, problem.dtype)
         self._number = 0
 
     def begin(self, parameters: np.ndarray) -> None:
         """See `Learner.begin`."""
-        self._weights[:] = parameters
+        self._vectors.copy(parameters, self.weights)
 
     def learn(self, parts: Iterable[Rows], step_size: float) -> tuple[int, float]:
         """See `Learner.learn`."""
-        problem, gradient = self._problem, self._gradient
+        vectors, gradient = self._vectors, self._gradient
         gradient[:] = 0
         count = 0
 
@@ -84,19 +89,19 @@ class MiniBatches(Learner):
                 count += len(part.rows)
                 yield part
 
-        self.folded = problem.scaling.fold(self._weights, self._folding)
-        loss = problem.loss_and_gradient(counted(), self.folded, gradient)
+        self.folded = vectors.scaling.fold(self.weights, self._folding)
+        loss = vectors.loss_and_gradient(counted(), self.folded, gradient)
         if not count:
             return 0, 0.0
-        problem.scaling.pull_back(gradient)
+        vectors.scaling.pull_back(gradient)
         unit = 1 / count
         if self._clip_norm is not None:
-            norm = unit * squared_norm(gradient) ** 0.5
+            norm = unit * vectors.norm(gradient)
             unit *= min(1.0, self._clip_norm / norm) if norm > 0 else 1.0
         self._number += 1
-        self.optimiser.update(self._weights, gradient, 0, unit, step_size, self._number)
+        self.optimiser.update(self.weights, gradient, 0, unit, step_size, self._number)
         return count, loss
 
     def parameters(self) -> np.ndarray:
         """See `Learner.parameters`."""
-        return self._weights
+        return self._vectors.host(self.weights)

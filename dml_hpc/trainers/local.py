@@ -18,6 +18,7 @@ from dml_hpc.trainers.algorithm import Algorithm, Met, Suspects
 from dml_hpc.trainers.learners import MiniBatches
 from dml_hpc.trainers.problem import Problem
 from dml_hpc.trainers.trace import Trace
+from dml_hpc.trainers.vectors import Vectors
 
 
 class Local(Algorithm):
@@ -30,13 +31,13 @@ class Local(Algorithm):
     unit = "round"
 
     def __init__(self, problem: Problem, reader: Reader, clock: Clock, trace: Trace, time_over: Callable[[], bool],
-                 reducer: Reducer, learner: MiniBatches, schedule: Schedule, parameters: np.ndarray, tau: int,
-                 batches: int | None, average_momentum: bool):
+                 vectors: Vectors, reducer: Reducer, learner: MiniBatches, schedule: Schedule,
+                 parameters: np.ndarray, tau: int, batches: int | None, average_momentum: bool):
         super().__init__(problem, reader, clock, trace, time_over)
         self.steps = max(1, round(reader.steps / tau))
-        self._reducer, self._learner, self._schedule = reducer, learner, schedule
+        self._vectors, self._reducer, self._learner, self._schedule = vectors, reducer, learner, schedule
         self._tau, self._batches = tau, batches
-        self._shared = [learner.parameters(), *(learner.optimiser.state if average_momentum else [])]
+        self._shared = [learner.weights, *(learner.optimiser.state if average_momentum else [])]
         learner.begin(parameters)
         self._last = 0
         self.batches = 0
@@ -77,6 +78,7 @@ class Local(Algorithm):
         totals = np.array([count, loss, late], np.float64)
         self._reducer.comm.Allreduce(totals.copy(), totals)
         self._reducer.allreduce()
+        self._vectors.wait()
         self.clock.meet()
         for place, vector in enumerate(self._shared):
             if totals[0]:
@@ -94,8 +96,8 @@ class Local(Algorithm):
         self._reducer.buffer[:] = 0
         np.multiply(own, has, out=self._reducer.buffer[:len(own)])
         self._reducer.allreduce()
-        return self._reducer.total[:len(own)] / max(self._reducer.comm.allreduce(has), 1.0)
+        return self._vectors.host(self._reducer.total[:len(own)]) / max(self._reducer.comm.allreduce(has), 1.0)
 
     def suspects(self, step: int) -> Suspects:
         """See `Algorithm.suspects`."""
-        return Suspects(self._learner.folded, *divmod(self._last, self.reader.steps))
+        return Suspects(self._vectors.host(self._learner.folded), *divmod(self._last, self.reader.steps))

@@ -10,20 +10,20 @@ import numpy as np
 from dml_hpc.comm.clock import Clock
 from dml_hpc.comm.reducer import Reducer
 from dml_hpc.data.reading import Reader
-from dml_hpc.kernels.dots import squared_norm
 from dml_hpc.optim.optimiser import Optimiser
 from dml_hpc.optim.schedules import Schedule
 from dml_hpc.trainers.algorithm import Algorithm, Met, Suspects
 from dml_hpc.trainers.gradient import Gradient
 from dml_hpc.trainers.problem import Problem
 from dml_hpc.trainers.trace import Trace
+from dml_hpc.trainers.vectors import Vectors
 
 OpenOptimiser = Callable[[tuple[int, int]], Optimiser]
 """Opens the optimiser of a range of the parameters."""
 
 
 class Sync(Algorithm):
-    """Starts from ``parameters`` (size,), the same on every rank.
+    """Starts from ``parameters`` (size,), the same on every rank. ``vectors`` says where vectors lie.
 
     ``reducer`` sums ``gradient.dtype`` and gathers weights of the problem's dtype, each size + ``gradient.extra``
     elements: each rank updates the weights whose gradient it sums, and holds the optimiser's state for these alone.
@@ -32,25 +32,25 @@ class Sync(Algorithm):
     """
 
     def __init__(self, problem: Problem, reader: Reader, clock: Clock, trace: Trace, time_over: Callable[[], bool],
-                 reducer: Reducer, gradient: Gradient, open_optimiser: OpenOptimiser, schedule: Schedule,
-                 parameters: np.ndarray, clip_norm: float | None = None):
+                 vectors: Vectors, reducer: Reducer, gradient: Gradient, open_optimiser: OpenOptimiser,
+                 schedule: Schedule, parameters: np.ndarray, clip_norm: float | None = None):
         super().__init__(problem, reader, clock, trace, time_over)
         self.steps = reader.steps
-        self._reducer, self._gradient, self._schedule = reducer, gradient, schedule
+        self._vectors, self._reducer, self._gradient, self._schedule = vectors, reducer, gradient, schedule
         self._taker: _FusedSteps | _ClippedSteps
         if clip_norm is None:
-            self._taker = _FusedSteps(reducer, gradient, open_optimiser, parameters)
+            self._taker = _FusedSteps(vectors, reducer, gradient, open_optimiser, parameters)
         else:
-            self._taker = _ClippedSteps(reducer, gradient, open_optimiser, parameters, clip_norm)
+            self._taker = _ClippedSteps(vectors, reducer, gradient, open_optimiser, parameters, clip_norm)
         # Where nothing is scaled the weights themselves will do, unless a step may have to be taken again from them.
         self._as_they_are = problem.scaling.trivial and not gradient.repeats
-        self._folded = self._folding = np.empty(0 if self._as_they_are else len(parameters), problem.dtype)
+        self._folded = self._folding = vectors.empty(0 if self._as_they_are else len(parameters), problem.dtype)
 
     def advance(self, step: int) -> Met:
         """See `Algorithm.advance`."""
         clock, reader, taker, gradient = self.clock, self.reader, self._taker, self._gradient
         self.step_size = self._schedule.step_size(step)
-        self._folded = self.problem.scaling.fold(taker.weights, self._folding)
+        self._folded = self._vectors.scaling.fold(taker.weights, self._folding)
         if self._folded is taker.weights and not self._as_they_are:
             self._folding[:] = taker.weights
             self._folded = self._folding
@@ -60,46 +60,56 @@ class Sync(Algorithm):
             waited_s = reader.waited_s
             clock.lap("read")
             gradient.fill(parts, self._folded, self._reducer.buffer, late)
+            if self._reducer.comm.size > 1:
+                self._vectors.wait()  # so that time is counted as what it is spent on
             clock.lap("compute", reader.waited_s - waited_s)
-            taker.take(step, self.step_size, max(rows, 1), again)
-            clock.meet(taker.update_s)
-            loss, again = gradient.judge(taker.last, rows), True
+            last = taker.take(step, self.step_size, max(rows, 1), again)
+            if self._vectors.device is not None and self._reducer.comm.size == 1:
+                clock.lap("compute")
+            else:
+                clock.meet(taker.update_s)
+            loss, again = gradient.judge(last, rows), True
         self.trace.note(reader.count / self.steps, rows, loss)
-        return Met(rows, loss, taker.last[-1] > 0)
+        return Met(rows, loss, bool(last[-1] > 0))
 
     def parameters(self) -> np.ndarray:
         """See `Algorithm.parameters`."""
-        return self._taker.parameters()
+        return self._vectors.host(self._taker.parameters())
 
     def suspects(self, step: int) -> Suspects:
         """See `Algorithm.suspects`."""
-        return Suspects(self._folded, *divmod(step, self.steps))
+        return Suspects(self._vectors.host(self._folded), *divmod(step, self.steps))
 
 
 class _FusedSteps:
     """Sums a gradient and updates the weights in one go.
 
-    ``weights`` (count,) are all ranks' view of them; ``last`` is what the sum ends with after their gradient, its first
-    element, the loss, in real units. ``update_s`` is the time that this rank spent updating in the last step.
+    ``weights`` (count,) are all ranks' view of them. ``update_s`` is the time that this rank spent updating in the last
+    step (on a device: queueing it).
     """
 
-    def __init__(self, reducer: Reducer, gradient: Gradient, open_optimiser: OpenOptimiser, parameters: np.ndarray):
+    def __init__(self, vectors: Vectors, reducer: Reducer, gradient: Gradient, open_optimiser: OpenOptimiser,
+                 parameters: np.ndarray):
         assert reducer.weights is not None
         count = len(parameters)
-        self.weights, self.last = reducer.weights[:count], reducer.weights[count:]
-        self.weights[:] = parameters
-        self._reducer, self._gradient = reducer, gradient
+        self.weights, self._last = reducer.weights[:count], reducer.weights[count:]
+        vectors.copy(parameters, self.weights)
+        self._vectors, self._reducer, self._gradient = vectors, reducer, gradient
         start, stop = reducer.owned
         self._owned = min(start, count), min(stop, count)
         self._optimiser = open_optimiser(self._owned)
         self._step = (0, 0.0, 0.0, False)
         self.update_s = 0.0
 
-    def take(self, number: int, step_size: float, weight: float, again: bool) -> None:
-        """Collective: take one step from the ranks' sums over rows of ``weight``; ``again``: instead of the last."""
+    def take(self, number: int, step_size: float, weight: float, again: bool) -> np.ndarray:
+        """Collective: take one step from the ranks' sums over rows of ``weight``; ``again``: instead of the last.
+
+        Returns what the sum ends with after the weights' gradient, its first element, the loss, in real units.
+        """
         self._step = number + 1, self._gradient.unit / weight, step_size, again
         self.update_s = 0.0
         self._reducer.reduce_update(self._update)
+        return self._vectors.host(self._last)
 
     def _update(self, summed: np.ndarray, start: int, stop: int) -> None:
         """See `dml_hpc.comm.reducer.Update`."""
@@ -111,9 +121,9 @@ class _FusedSteps:
             self._optimiser.update(part, summed[:len(part)], start, unit, step_size, number, again)
         if stop > count:
             first = max(start, count)
-            self.last[first - count:stop - count] = summed[first - start:]
+            self._last[first - count:stop - count] = summed[first - start:]
             if first == count:
-                self.last[0] *= self._gradient.loss_unit
+                self._last[:1] *= self._gradient.loss_unit
         self.update_s += time.perf_counter() - began
 
     def parameters(self) -> np.ndarray:
@@ -147,25 +157,27 @@ class _ClippedSteps:
     See `_FusedSteps`.
     """
 
-    def __init__(self, reducer: Reducer, gradient: Gradient, open_optimiser: OpenOptimiser, parameters: np.ndarray,
-                 clip_norm: float):
-        self.weights, self.last = parameters.copy(), np.zeros(gradient.extra)
-        self._reducer, self._gradient, self._clip_norm = reducer, gradient, clip_norm
+    def __init__(self, vectors: Vectors, reducer: Reducer, gradient: Gradient, open_optimiser: OpenOptimiser,
+                 parameters: np.ndarray, clip_norm: float):
+        self.weights = vectors.empty(len(parameters), parameters.dtype)
+        vectors.copy(parameters, self.weights)
+        self._vectors, self._reducer, self._gradient, self._clip_norm = vectors, reducer, gradient, clip_norm
         self._optimiser = open_optimiser((0, len(parameters)))
         self.update_s = 0.0
 
-    def take(self, number: int, step_size: float, weight: float, again: bool) -> None:
+    def take(self, number: int, step_size: float, weight: float, again: bool) -> np.ndarray:
         """See `_FusedSteps.take`."""
         self._reducer.allreduce()
         began = time.perf_counter()
         count, unit = len(self.weights), self._gradient.unit / weight
         summed = self._reducer.total[:count]
-        norm = unit * squared_norm(summed) ** 0.5
+        norm = unit * self._vectors.norm(summed)
         shorter = min(1.0, self._clip_norm / norm) if norm > 0 else 1.0
         self._optimiser.update(self.weights, summed, 0, unit * shorter, step_size, number + 1, again)
-        self.last[:] = self._reducer.total[count:]
-        self.last[0] *= self._gradient.loss_unit
+        last = self._vectors.host(self._reducer.total[count:]).astype(np.float64)
+        last[0] *= self._gradient.loss_unit
         self.update_s = time.perf_counter() - began
+        return last
 
     def parameters(self) -> np.ndarray:
         """See `_FusedSteps.parameters`."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dml_hpc.checks import machine, mpi
+from dml_hpc.checks import gpu, machine, mpi
 from dml_hpc.checks.check import ABSENT, BROKEN, OK, Check, Outcome, call
 from dml_hpc.checks.mpi import Library
 from dml_hpc.commands import doctor
@@ -131,19 +131,54 @@ def test_no_library(monkeypatch):
     assert mpi.check_two_ranks(library).status == ABSENT
 
 
-@pytest.mark.parametrize(("lines", "status"), [
-    ("exit 9", BROKEN),
-    ("echo 'GPU 0: NVIDIA H200 (UUID: GPU-1)'; echo '| CUDA Version: 13.0 |'", ABSENT),
-])
+SMI = "echo 'GPU 0: NVIDIA H200 (UUID: GPU-1)'; echo '| CUDA Version: 13.0 |'"
+
+
+@pytest.mark.parametrize(("lines", "status"), [("exit 9", BROKEN), (SMI, ABSENT)])
 def test_gpu_without_driver_or_cupy(fake, monkeypatch, lines, status):
-    monkeypatch.setattr(machine, "find_spec", lambda name: None)
+    monkeypatch.setattr(gpu, "find_spec", lambda name: None)
     fake("nvidia-smi", lines)
-    check = machine.check_gpu()
+    [check] = gpu.check_gpu(MPICH)
     assert check.status == status
     assert check.fix
     if status == ABSENT:
         assert "H200" in check.detail
         assert "cuda13" in check.fix
+
+
+def test_no_gpu_is_one_line(fake):
+    [check] = gpu.check_gpu(MPICH)
+    assert (check.status, check.required) == (ABSENT, False)
+
+
+def test_each_operation_of_a_gpu_is_a_line_of_its_own(fake, monkeypatch):
+    tried = []
+
+    def answer(command, timeout_s=0):
+        operation = command[-1].split("run(")[-1].strip("')")
+        tried.append(operation)
+        if operation == "gpu ipc":
+            return Outcome(-7, "", "")
+        if operation == "nccl":
+            return Outcome(1, "", "dml_hpc.errors.UserError: CuPy finds no NCCL: pip install nvidia-nccl-cu13")
+        if "why_staged" in operation:
+            return Outcome(0, "answer: this MPI does not take device buffers", "")
+        return call(command) if "nvidia-smi" in command[0] else Outcome(0, "fine", "")
+
+    fake("nvidia-smi", SMI)
+    fake("mpirun", "exit 0")
+    monkeypatch.setattr(gpu, "find_spec", lambda name: name)
+    monkeypatch.setattr(gpu, "python", lambda code: Outcome(0, "14.0.0", ""))
+    monkeypatch.setattr(gpu, "call", answer)
+    found = {check.name: check for check in gpu.check_gpu(MPICH)}
+    assert list(found) == ["gpu", "gpu memory", "gpu kernels", "gpu products", "gpu copies", "gpu ipc", "nccl",
+                           "cuda-aware mpi"]
+    assert {name: check.status for name, check in found.items() if check.status != OK} == {
+        "gpu ipc": BROKEN, "nccl": ABSENT, "cuda-aware mpi": ABSENT}
+    assert "SIGBUS" in found["gpu ipc"].detail
+    assert "--ipc=host" in found["gpu ipc"].fix
+    assert "pinned host memory" in found["cuda-aware mpi"].detail
+    assert not any(check.required for check in found.values())
 
 
 def test_environment(monkeypatch):

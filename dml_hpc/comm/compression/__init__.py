@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from dml_hpc.comm.compression.compressed import Opener
     from dml_hpc.comm.reducer import Reducer
+    from dml_hpc.device import Device
 
 METHODS = ("float16", "bfloat16", "topk", "powersgd")
 
@@ -37,8 +38,10 @@ class Compression:
 
 
 def open_compressed(compression: Compression, open_inner: Opener, comm: Intracomm, size: int, dtype: str = "float32",
-                    weights: str | None = None) -> Reducer:
+                    weights: str | None = None, device: Device | None = None) -> Reducer:
     """Collective: return a reducer for vectors of ``size`` elements that sends them compressed.
+
+    With a ``device`` they lie there: then `AgreedError` is raised on every rank for a method that does not work there.
 
     ``open_inner(comm, size, dtype, weights=None)`` (collective) opens the reducers that sum what is sent; ``topk``
     needs none. With ``powersgd``, a vector that is no larger than its factors is not compressed: the reducer is an
@@ -49,6 +52,8 @@ def open_compressed(compression: Compression, open_inner: Opener, comm: Intracom
         raise ValueError(f"compression sums float32, not {dtype}")
     if not 0 <= exact <= size:
         raise ValueError(f"of {size} elements {exact} cannot be exact")
+    if device is not None:
+        return _open_on_device(compression, open_inner, comm, size, weights, device)
     if method == "topk":
         from dml_hpc.comm.compression.topk import TopKReducer
 
@@ -63,3 +68,18 @@ def open_compressed(compression: Compression, open_inner: Opener, comm: Intracom
 
     half = Float16Reducer if method == "float16" else BFloat16Reducer
     return half(open_inner, comm, size, exact, weights)
+
+
+def _open_on_device(compression: Compression, open_inner: Opener, comm: Intracomm, size: int, weights: str | None,
+                    device: Device) -> Reducer:
+    from dml_hpc.errors import UserError
+    from dml_hpc.mpi import agreed
+
+    method = compression.method
+    with agreed(comm):
+        if method not in ("float16", "bfloat16"):
+            raise UserError(f"--compression {method} works in the host's memory only: use float16 or bfloat16 with "
+                            "--device cuda, or --device cpu")
+    from dml_hpc.comm.on_device.wire import DeviceHalf
+
+    return DeviceHalf(open_inner, comm, size, compression.exact, weights, method, device)

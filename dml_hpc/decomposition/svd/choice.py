@@ -10,6 +10,8 @@ from dml_hpc.decomposition.svd.gram import MOST_COLUMNS
 from dml_hpc.decomposition.svd.krylov import width_of
 from dml_hpc.errors import UserError
 
+ON_DEVICE = ("gram", "randomized")
+"""Methods that can compute on a GPU."""
 _PASSES = 10
 """That a block Krylov iteration takes, roughly."""
 _EXACT = 1e-9
@@ -30,12 +32,17 @@ class Choice(NamedTuple):
 
 
 def choose(dataset: Dataset, k: int, ranks: int, accuracy: float, most_bytes: int | None, method: str = "auto",
-           grid: tuple[int, int] | None = None, reproducible: bool = False) -> Choice:
+           grid: tuple[int, int] | None = None, reproducible: bool = False, device: str = "cpu") -> Choice:
     """Return the method for ``k`` triplets, which ``method`` names unless it is "auto", and the grid it runs on.
 
     ``most_bytes`` is what a rank may take (None: unknown). Raises `UserError` for what does not go together.
     """
     m, n = dataset.rows, dataset.features
+    if device != "cpu" and method not in ("auto", *ON_DEVICE):
+        raise UserError(f"--method {method} computes on the CPU: leave out --device {device}, or choose "
+                        f"--method {' or '.join(ON_DEVICE)}")
+    if device != "cpu" and reproducible and dataset.kind == "csr":
+        raise UserError(f"--reproducible sums sparse rows on the CPU: leave out --device {device} or --reproducible")
     if grid is not None and grid[0] * grid[1] != ranks:
         raise UserError(f"--grid {grid[0]}x{grid[1]} is for {grid[0] * grid[1]} ranks, and here are {ranks}")
     if reproducible and grid is not None and grid[1] > 1:
@@ -45,7 +52,7 @@ def choose(dataset: Dataset, k: int, ranks: int, accuracy: float, most_bytes: in
     best = tall if reproducible else chosen_grid(ranks, m, n)
     why = "as asked"
     if method == "auto":
-        method, why = _best(dataset, k, accuracy, most_bytes, grid, reproducible, ranks)
+        method, why = _best(dataset, k, accuracy, most_bytes, grid, reproducible, ranks, device)
     if method == "randomized":
         return Choice(method, grid or best, False, why)
     of_rows = method == "gram" and _of_rows(dataset, grid, reproducible)
@@ -66,12 +73,12 @@ def choose(dataset: Dataset, k: int, ranks: int, accuracy: float, most_bytes: in
 
 
 def _best(dataset: Dataset, k: int, accuracy: float, most_bytes: int | None, grid: tuple[int, int] | None,
-          reproducible: bool, ranks: int) -> tuple[str, str]:
+          reproducible: bool, ranks: int, device: str) -> tuple[str, str]:
     m, n = dataset.rows, dataset.features
     sparse = dataset.kind == "csr"
     if grid is not None and grid[1] > 1 and not (grid[0] == 1 and _of_rows(dataset, grid, reproducible)):
         return "randomized", "a grid of blocks was asked for"
-    if accuracy < _EXACT and n <= _TSQR_COLUMNS and m >= n:
+    if accuracy < _EXACT and n <= _TSQR_COLUMNS and m >= n and device == "cpu":
         return "tsqr", f"an accuracy below {_EXACT:g} is lost by squaring, and {n:,} columns make a small triangle"
     wide = _of_rows(dataset, grid, reproducible)
     side = m if wide else n

@@ -73,46 +73,30 @@ def leading_of_wide(matrix: Matrix, k: int, enough: Callable[[np.ndarray], int])
     As many as ``enough(singular_values)`` says, ``k`` at most, in no order. Every rank holds its columns of A in
     memory, in the precision of the products.
     """
-    m, (first, last) = matrix.shape[0], matrix.columns
-    own = np.empty((m, last - first), matrix.precision)
+    m = matrix.shape[0]
     with matrix.clock.agreed(matrix.comm):
-        for number, block in matrix.dense_chunks(matrix.precision):
-            own[number * matrix.chunk_rows:number * matrix.chunk_rows + len(block)] = block
+        own = matrix.products.whole()
     if matrix.unsafe():
         return leading_of_wide(matrix, k, enough)
     total = matrix.sum_of(m * m, over_all=True)
     total.clear()
-    with matrix.clock.phase("compute"):
-        step = max(1, (1 << 22) // max(m, 1))
-        for start in range(0, last - first, step):
-            part = own[:, start:start + step]
-            total.add(part @ part.T)
+    matrix.products.outer(own, total)
     values, U = _solved(matrix, total.total().reshape(m, m), k)
     sigma = np.sqrt(np.maximum(values, 0))
-    with matrix.clock.phase("compute"):
-        U = U[:, :enough(sigma)].astype(matrix.precision)
-    return Leading(orthonormal(matrix, (own.T @ U).astype(np.float64))[0], sigma)
+    back = matrix.products.back(own, U[:, :enough(sigma)].astype(matrix.precision))
+    return Leading(orthonormal(matrix, back.astype(np.float64))[0], sigma)
 
 
 def summed(matrix: Matrix, P: np.ndarray | None) -> np.ndarray:
     """Collective: return BᵀB (·, ·) of B = AP, or A itself, float64, summed over all chunks."""
     n = matrix.shape[1]
-    dtype = matrix.precision
     bound = matrix.squared_norm() if matrix.reproducible else 1.0
     if P is not None:
         bound *= float(np.linalg.norm(P, 2)) ** 2 if matrix.reproducible else 1.0
-        P = P.astype(dtype)
     total = matrix.sum_of(n * n)
     total.clear(bound)
     with matrix.clock.agreed(matrix.comm):
-        product = np.empty((n, n), dtype)
-        image = np.empty((0 if P is None else matrix.chunk_rows, n), dtype)
-        for _, block in matrix.dense_chunks(dtype):
-            with matrix.clock.phase("compute"), np.errstate(over="ignore", invalid="ignore"):
-                if P is not None:
-                    block = np.matmul(block, P, out=image[:len(block)])
-                np.matmul(block.T, block, out=product)  # NumPy takes syrk for this: half the work
-                total.add(product)
+        matrix.products.gram(None if P is None else P.astype(matrix.precision), total)
     found = total.total().reshape(n, n)
     return summed(matrix, P) if matrix.unsafe() else found
 

@@ -2,7 +2,7 @@
 
 The Krylov space of b random vectors holds the leading singular vectors after few steps (Musco and Musco, *Randomized
 block Krylov methods for stronger and faster approximate singular value decomposition*, NIPS 2015; Halko, Martinsson and
-Tropp, SIAM Review 53, 2011, for one step). A step reads X once: AᵀA times a block, see `Matrix.gram_products`. The
+Tropp, SIAM Review 53, 2011, for one step). A step reads X once: AᵀA times a block, see `Matrix.gram_image`. The
 basis is orthogonalised in full; when it is full it is restarted from its best Ritz vectors (Wu and Simon,
 *Thick-restart Lanczos method*, SIAM J. Matrix Anal. Appl. 22, 2000), so memory is bounded and as many steps are taken
 as the accuracy needs.
@@ -58,7 +58,7 @@ def block_krylov(matrix: Matrix, k: int, accuracy: float, start: np.ndarray, mos
     while True:
         stop = done + block.shape[1]
         basis[:, done:stop] = block
-        Z = matrix.gram_products(block)[0]
+        Z = matrix.gram_image(block)
         Q = basis[:, :stop]
         inside = matrix.inner(Q, Z)
         H[:stop, done:stop], H[done:stop, :stop] = inside, inside.T

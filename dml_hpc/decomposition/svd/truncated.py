@@ -143,6 +143,8 @@ def _subspaces(matrix: Matrix, method: str, wide: bool, k: int, wanted: Wanted, 
         found = gram.leading(matrix, None)
         yield _chosen(matrix, matrix.dealt(found.V), found.singular_values, k, wanted)
         if matrix.reproducible:  # fixed point has no room for what squares lose
+            if matrix.on_device:
+                matrix.console.say("svd      what squares have lost is found by tsqr, on the CPU")
             sigma, V = singular(matrix, tsqr(matrix), k)
             yield _chosen(matrix, matrix.dealt(V), sigma, k, wanted)
         else:
@@ -166,8 +168,8 @@ def _judged(matrix: Matrix, triplets: Triplets, next_value: float | None, wanted
     triplets = with_signs(matrix, triplets)
     squared, sigma = matrix.squared_norm(), triplets.singular_values
     # What rounding the products may have cost, as random roundings add up (Higham and Mary, SIAM J. Sci. Comput. 41,
-    # 2019): a chunk's inner products are as long as it has rows.
-    slack = 4 * math.sqrt(matrix.chunk_rows) * _rounding(matrix) * squared
+    # 2019): inner products are as long as a block of rows.
+    slack = 4 * math.sqrt(matrix.products.longest) * _rounding(matrix) * squared
     left_out = max(squared - math.fsum(np.square(sigma).tolist()), 0.0)
     bound = math.sqrt(left_out + slack)
     if next_value is not None and triplets.worst <= wanted.accuracy:

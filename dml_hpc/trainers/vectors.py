@@ -1,0 +1,84 @@
+"""Where an algorithm's vectors of parameters lie, and what is done to them there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from dml_hpc.data.reading import Rows
+from dml_hpc.device import Array, Device
+from dml_hpc.kernels.dots import squared_norm
+from dml_hpc.objectives.on_device.scaling import DeviceScaling
+from dml_hpc.trainers.problem import Problem
+
+
+class Vectors:
+    """Vectors in the host's memory, NumPy's arrays; ``scaling`` folds and pulls them back."""
+
+    device: Device | None = None
+
+    def __init__(self, problem: Problem):
+        self.problem = problem
+        self.scaling: Any = problem.scaling
+
+    def empty(self, size: int, dtype: np.dtype) -> Array:
+        """Return a vector with any content."""
+        return np.empty(size, dtype)
+
+    def copy(self, source: np.ndarray, target: Array) -> None:
+        """Copy a vector of the host to ``target``."""
+        target[:] = source
+
+    def host(self, vector: Array) -> np.ndarray:
+        """Return a vector as one of the host's: itself, where it is one."""
+        return vector
+
+    def wait(self) -> None:
+        """Wait for what is under way."""
+
+    def norm(self, vector: Array) -> float:
+        """Return ‖vector‖."""
+        return squared_norm(vector) ** 0.5
+
+    def loss_and_gradient(self, parts: Iterable[Rows], parameters: Array, gradient: Array) -> float:
+        """See `Problem.loss_and_gradient`."""
+        return self.problem.loss_and_gradient(parts, parameters, gradient)
+
+
+class DeviceVectors(Vectors):
+    """Vectors on the device of a `DeviceProblem`."""
+
+    def __init__(self, problem: Any):
+        super().__init__(problem)
+        self.device = self._device = problem.device
+        self.scaling = DeviceScaling(problem.scaling, problem.layers.widths[1], problem.device)
+        self._loss = self._device.zeros(1, np.float64)
+
+    def empty(self, size: int, dtype: np.dtype) -> Array:
+        """See `Vectors.empty`."""
+        return self._device.empty(size, dtype)
+
+    def copy(self, source: np.ndarray, target: Array) -> None:
+        """See `Vectors.copy`."""
+        self._device.put(source, target)
+
+    def host(self, vector: Array) -> np.ndarray:
+        """See `Vectors.host`: a copy, once all that was queued is done."""
+        return self._device.get(vector)
+
+    def wait(self) -> None:
+        """See `Vectors.wait`."""
+        self._device.synchronize()
+
+    def norm(self, vector: Array) -> float:
+        """See `Vectors.norm`; the sum is float64's."""
+        wide = vector.astype(np.float64)
+        return float((wide @ wide) ** 0.5)
+
+    def loss_and_gradient(self, parts: Iterable[Rows], parameters: Array, gradient: Array) -> float:
+        """See `Vectors.loss_and_gradient`; waits for the device."""
+        self._loss[:] = 0
+        self.problem.add_loss_and_gradient(parts, parameters, gradient, self._loss)  # type: ignore[attr-defined]
+        return float(self._device.get(self._loss)[0])

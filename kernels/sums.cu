@@ -1,0 +1,102 @@
+// Sums of the vectors of several ranks, and what brings slices of a vector together: see cuda/sums.py.
+//
+// A sum is taken element by element in the order of the addends, whoever takes it and on whatever grid: 16-bit floats in
+// float32, rounded once at the end, all others in their own type. Vectors of other ranks are read where they lie, each
+// element once. A thread moves packs of 16 bytes (of the wider type) where all vectors are aligned to that.
+#include "packs.cuh"
+
+namespace dml {
+
+// out[j] = scale · Σ addends[j], for count elements; integers become floats before they are scaled.
+template <class From, class To>
+__global__ void __launch_bounds__(256) add_up(const From* only, const long long* table, long long addends,
+                                              long long from, double scale, To* out, long long count) {
+    constexpr int N = 16 / (sizeof(From) > sizeof(To) ? sizeof(From) : sizeof(To));
+    const Addends<From> all = {only, table, addends, from};
+    const long long thread = blockIdx.x * (long long)blockDim.x + threadIdx.x;
+    const long long threads = gridDim.x * (long long)blockDim.x;
+    auto finished = [scale](auto sum) {
+        if constexpr (__is_same(To, long long)) return sum;
+        else if constexpr (__is_same(From, long long)) return converted<To>(times(double(sum), scale));
+        else return converted<To>(times(sum, decltype(sum)(scale)));
+    };
+    const long long packs = aligned<N>(out) && all.template all_aligned<N>() ? count / N : 0;
+    for (long long pack = thread; pack < packs; pack += threads) {
+        auto sum = all.template sum<N>(pack * N);
+        Pack<To, N> result;
+#pragma unroll
+        for (int i = 0; i < N; ++i) result.at[i] = finished(sum.at[i]);
+        store<N>(out + pack * N, result);
+    }
+    for (long long j = packs * N + thread; j < count; j += threads) out[j] = finished(all.template sum<1>(j).at[0]);
+}
+
+// out[j] = Σ factors[a] · addends[a][j] / Σ factors, for count elements; NaN where the factors add up to nothing.
+template <class T>
+__global__ void __launch_bounds__(256) average(const long long* __restrict__ table, long long addends, long long from,
+                                               const double* __restrict__ factors, T* __restrict__ out,
+                                               long long count) {
+    constexpr int N = 16 / sizeof(T);
+    const Addends<T> all = {nullptr, table, addends, from};
+    const long long thread = blockIdx.x * (long long)blockDim.x + threadIdx.x;
+    const long long threads = gridDim.x * (long long)blockDim.x;
+    double whole = 0;
+    for (int a = 0; a < int(addends); ++a) whole += factors[a];
+    const long long packs = aligned<N>(out) && all.template all_aligned<N>() ? count / N : 0;
+    for (long long pack = thread; pack < packs; pack += threads) {
+        double sum[N] = {};
+#pragma unroll 1
+        for (int a = 0; a < int(addends); ++a) {
+            Pack<T, N> one = load<N>(all.vector(a) + pack * N);
+#pragma unroll
+            for (int i = 0; i < N; ++i) sum[i] += times(factors[a], double(one.at[i]));
+        }
+        Pack<T, N> result;
+#pragma unroll
+        for (int i = 0; i < N; ++i) result.at[i] = T(sum[i] / whole);
+        store<N>(out + pack * N, result);
+    }
+    for (long long j = packs * N + thread; j < count; j += threads) {
+        double sum = 0;
+        for (int a = 0; a < int(addends); ++a) sum += times(factors[a], double(all.vector(a)[j]));
+        out[j] = T(sum / whole);
+    }
+}
+
+// out[j] = a[j] + b[j], for count elements; out may be a or b.
+template <class T>
+__global__ void __launch_bounds__(256) add(const T* a, const T* b, T* out, long long count) {
+    constexpr int N = 16 / sizeof(T);
+    using Sum = typename Summed<T>::type;
+    const long long thread = blockIdx.x * (long long)blockDim.x + threadIdx.x;
+    const long long threads = gridDim.x * (long long)blockDim.x;
+    const long long packs = aligned<N>(a) && aligned<N>(b) && aligned<N>(out) ? count / N : 0;
+    for (long long pack = thread; pack < packs; pack += threads) {
+        Pack<T, N> one = load<N>(a + pack * N), other = load<N>(b + pack * N);
+#pragma unroll
+        for (int i = 0; i < N; ++i) one.at[i] = converted<T>(converted<Sum>(one.at[i]) + converted<Sum>(other.at[i]));
+        store<N>(out + pack * N, one);
+    }
+    for (long long j = packs * N + thread; j < count; j += threads)
+        out[j] = converted<T>(converted<Sum>(a[j]) + converted<Sum>(b[j]));
+}
+
+// Copies elements cuts[v] … cuts[v + 1] − 1 of vector v of the table to the same places of out; grid (blocks, vectors).
+// The vector `own` is left out: that is where out has them already. T is an unsigned type as wide as the elements.
+template <class T>
+__global__ void __launch_bounds__(256) gather(const long long* __restrict__ table, const long long* __restrict__ cuts,
+                                              long long own, T* __restrict__ out) {
+    constexpr int N = 16 / sizeof(T);
+    if (blockIdx.y == own) return;
+    const T* vector = reinterpret_cast<const T*>(table[blockIdx.y]);
+    const long long first = cuts[blockIdx.y], count = cuts[blockIdx.y + 1] - first;
+    const long long thread = blockIdx.x * (long long)blockDim.x + threadIdx.x;
+    const long long threads = gridDim.x * (long long)blockDim.x;
+    const T* source = vector + first;
+    T* target = out + first;
+    const long long packs = aligned<N>(source) && aligned<N>(target) ? count / N : 0;
+    for (long long pack = thread; pack < packs; pack += threads) store<N>(target + pack * N, load<N>(source + pack * N));
+    for (long long j = packs * N + thread; j < count; j += threads) target[j] = source[j];
+}
+
+}  // namespace dml
