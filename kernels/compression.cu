@@ -1,5 +1,5 @@
-// Gradients made small for the wire and large again: the loops of compression.py and half.py, with what they need beside
-// the vector on the device too, so that nothing waits for the host.
+// Gradients made small for the wire and large again: the loops of compression.py and half.py, with what they need
+// beside the vector on the device too, so that nothing waits for the host.
 //
 // Every element is computed by itself, with the bits of the CPU; the largest magnitude is found with integer maxima, in
 // whatever order. A message is n elements of the wire's type (half or bfloat16), then a place for each rank, with four
@@ -35,9 +35,9 @@ __global__ void __launch_bounds__(256) encode_bfloat16(const float* __restrict__
     }
 }
 
-// Writes scale·(gradient + residual), rounded, to wire, and the rest, unscaled, to residual: n elements each. Finite sums
-// beyond ±top/scale are cut to it. `peak`, the bits of a float, becomes the largest of it and all |gradient + residual|
-// (NaN counts as larger than infinity). The scale is a power of two.
+// Writes scale·(gradient + residual), rounded, to wire, and the rest, unscaled, to residual: n elements each. Finite
+// sums beyond ±top/scale are cut to it. `peak`, the bits of a float, becomes the largest of it and all
+// |gradient + residual| (NaN counts as larger than infinity). The scale is a power of two.
 __global__ void __launch_bounds__(256) encode_float16(const float* __restrict__ gradient, float* residual, half* wire,
                                                       long long n, const float* __restrict__ scale_, double top,
                                                       unsigned* peak) {
@@ -110,8 +110,8 @@ __global__ void __launch_bounds__(256) write_exact(const float* __restrict__ exa
 }
 
 // Reads the places of all ranks: exact (count,) become the sums over the ranks, taken in float64. With a scale there is
-// a peak behind them, and the scale of the next message is such that the largest of the finite peaks, if it is not 0, is
-// brought below 2^(limit − 2); it stays within 2^±most.
+// a peak behind them, and the scale of the next message is such that the largest of the finite peaks, if it is not 0,
+// is brought below 2^(limit − 2); it stays within 2^±most.
 template <class T>
 __global__ void __launch_bounds__(256) read_exact(const T* __restrict__ places, long long ranks,
                                                   float* __restrict__ exact, long long count, float* scale,

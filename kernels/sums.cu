@@ -1,8 +1,8 @@
 // Sums of the vectors of several ranks, and what brings slices of a vector together: see cuda/sums.py.
 //
-// A sum is taken element by element in the order of the addends, whoever takes it and on whatever grid: 16-bit floats in
-// float32, rounded once at the end, all others in their own type. Vectors of other ranks are read where they lie, each
-// element once. A thread moves packs of 16 bytes (of the wider type) where all vectors are aligned to that.
+// A sum is taken element by element in the order of the addends, whoever takes it and on whatever grid: 16-bit floats
+// in float32, rounded once at the end, all others in their own type. Vectors of other ranks are read where they lie,
+// each element once. A thread moves packs of 16 bytes (of the wider type) where all vectors are aligned to that.
 #include "packs.cuh"
 
 namespace dml {
@@ -33,9 +33,9 @@ __global__ void __launch_bounds__(256) add_up(const From* only, const long long*
 
 // out[j] = Σ factors[a] · addends[a][j] / Σ factors, for count elements; NaN where the factors add up to nothing.
 template <class T>
-__global__ void __launch_bounds__(256) average(const long long* __restrict__ table, long long addends, long long from,
-                                               const double* __restrict__ factors, T* __restrict__ out,
-                                               long long count) {
+__global__ void __launch_bounds__(256, 3) average(const long long* __restrict__ table, long long addends,
+                                                  long long from, const double* __restrict__ factors,
+                                                  T* __restrict__ out, long long count) {
     constexpr int N = 16 / sizeof(T);
     const Addends<T> all = {nullptr, table, addends, from};
     const long long thread = blockIdx.x * (long long)blockDim.x + threadIdx.x;
@@ -95,7 +95,8 @@ __global__ void __launch_bounds__(256) gather(const long long* __restrict__ tabl
     const T* source = vector + first;
     T* target = out + first;
     const long long packs = aligned<N>(source) && aligned<N>(target) ? count / N : 0;
-    for (long long pack = thread; pack < packs; pack += threads) store<N>(target + pack * N, load<N>(source + pack * N));
+    for (long long pack = thread; pack < packs; pack += threads)
+        store<N>(target + pack * N, load<N>(source + pack * N));
     for (long long j = packs * N + thread; j < count; j += threads) target[j] = source[j];
 }
 

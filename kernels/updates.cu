@@ -1,4 +1,5 @@
-// One pass over memory from the addends of a gradient to new weights: the rules of updates.py, which says what they are.
+// One pass over memory from the addends of a gradient to new weights: the rules of updates.py, which says what they
+// are.
 //
 // Every element is computed by itself, each operation rounded as the CPU rounds it: the result has the twin's bits, and
 // depends neither on how a vector is cut nor on the grid. A gradient may be the sum of several vectors (those of the
@@ -70,7 +71,7 @@ __device__ __forceinline__ void step(const Step<W>& s, bool penalised, W g, W& w
     weight = moved - clipped(moved, threshold);
 }
 
-// Where an element stands among the runs that `edges` cut a vector into, of which the second, the fourth … are penalised.
+// Where an element stands among the runs that `edges` cut a vector into: the second, the fourth … are penalised.
 struct Run {
     const long long* edges;
     long long number, next;
@@ -104,9 +105,10 @@ __device__ __forceinline__ void step_pack(const Step<W>& s, const Addends<S>& su
 }
 
 // Takes a step in place of weights (count,), elements start … of a vector, by the gradient unit·(sum of the addends).
-// See take_step in updates.py for the rest; first, second and average are null where there is none.
+// See take_step in updates.py for the rest; first, second and average are null where there is none. Three blocks a
+// processor have enough loads on their way: what the compiler would do to fit more of them costs stores.
 template <class W, class S>
-__global__ void __launch_bounds__(256) take_step(
+__global__ void __launch_bounds__(256, 3) take_step(
         long long rule, long long count, const S* only, const long long* table, long long addends, long long from,
         W* weights, W* first, W* second, W* average, long long start, const long long* edges, double unit, W clip,
         W step_size, W momentum, W fresh1, W fresh2, W correct1, W correct2, W epsilon, W l1, W l2, W decay, W pace) {
