@@ -8,8 +8,8 @@ written). Contestants take turns; ratios are of medians.
 - gradient: the fused dense logistic gradient, against reading X and against CuPy's two products, X·w and Xᵀ·r
 - reduce and update: the sum of k buffers with a momentum step, against copying
 - node: two ranks on one GPU (by mpirun), ``hierarchical`` by CUDA IPC, against what its bytes take, and against staging
-- svd: randomized SVD, against the same algorithm (block Krylov) written with CuPy alone
-- step: a whole training step, against its gradient's kernel
+- svd: a pass of randomized SVD, AᵀAV, against CuPy's two products
+- step: a whole step of `train`, against its gradient alone
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,11 +26,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from running import ONE_THREAD, TOOLS, arguments, finish, medians
+from running import ONE_THREAD, TOOLS, arguments, dml_hpc, finish, medians
 
+from dml_hpc.commands import train
+from dml_hpc.console import Console
 from dml_hpc.device import Array, Device, open_device
-from dml_hpc.kernels.cuda import glm, sums
+from dml_hpc.kernels.cuda import glm, products, sums
 from dml_hpc.kernels.losses import LOGISTIC
+from dml_hpc.mpi import world
+from dml_hpc.optim import open_optimiser
+from dml_hpc.optim.settings import OptimiserSettings
 from dml_hpc.reports.timing import calls_per_timing, interleave
 
 LEAST_S = 0.05
@@ -44,10 +50,11 @@ class Sizes:
     features: tuple[int, ...]
     vector_bytes: int
     svd: tuple[int, int, int]
+    step: tuple[int, int, int]
 
 
-FULL = Sizes(8 << 30, (256, 1024, 4096, 8192), 256 << 20, (2_000_000, 512, 20))
-TINY = Sizes(64 << 10, (64,), 16 << 10, (300, 24, 4))
+FULL = Sizes(8 << 30, (256, 1024, 4096, 8192), 256 << 20, (2_000_000, 512, 20), (2 << 30, 1024, 100))
+TINY = Sizes(64 << 10, (64,), 16 << 10, (300, 24, 4), (32 << 10, 16, 3))
 
 
 def contestant(device: Device, work: Callable[[], object], least_s: float) -> Callable[[], float]:
@@ -106,18 +113,15 @@ def gradient(device: Device, features: int, n_bytes: int, repeats: int, least_s:
 
 def reduce_and_update(device: Device, buffers: int, n_bytes: int, repeats: int, least_s: float) -> dict[str, Any]:
     """Measure the sum of ``buffers`` vectors of float32, fused with a momentum step, against a copy on the device."""
-    from dml_hpc.optim import open_optimiser
-    from dml_hpc.optim.settings import OptimiserSettings
-
     size = n_bytes // 4
     vectors = [device.zeros(size, np.float32) for _ in range(buffers)]
     weights, summed, other = (device.zeros(size, np.float32) for _ in range(3))
+    lazy = sums.LazySum(device, vectors)
     optimiser = open_optimiser(OptimiserSettings("sgd", 0.9), (0, size), np.dtype(np.float32), [(0, size)],
                                device=device)
 
     def fused() -> None:
-        sums.add_buffers(device, vectors, summed)
-        optimiser.update(weights, summed, 0, 1.0, 0.1, 1)
+        optimiser.update(weights, lazy, 0, 1.0, 0.1, 1)
 
     def copy() -> None:
         other[:] = summed
@@ -125,33 +129,61 @@ def reduce_and_update(device: Device, buffers: int, n_bytes: int, repeats: int, 
     seconds = interleave({"fused": contestant(device, fused, least_s), "copy": contestant(device, copy, least_s)},
                          repeats)
     median = medians(seconds)
-    moved = (buffers + 1 + 5) * n_bytes  # the sum's reads and write; the step reads three vectors and writes two
+    moved = (buffers + 4) * n_bytes  # besides, weights and velocity are read and written
     return {"case": "reduce and update", "buffers": buffers, "bytes": n_bytes, "moved_bytes": moved,
             "of_copy_bandwidth": (moved / median["fused"]) / (2 * n_bytes / median["copy"]), "seconds": listed(seconds)}
 
 
 def svd(device: Device, rows: int, features: int, k: int, repeats: int, least_s: float) -> dict[str, Any]:
     """Measure one pass AᵀAV of randomized SVD as the project does it against CuPy's two products."""
-    from dml_hpc.kernels.cuda import products
-
     rng, width = np.random.default_rng(0), k + 8
     X = device.empty((rows, features), np.float32)
     block = rng.standard_normal((min(rows, 4096), features), dtype=np.float32)
     for start in range(0, rows, len(block)):
         device.put(block[:min(len(block), rows - start)], X[start:start + len(block)])
     V = device.put(np.linalg.qr(rng.standard_normal((features, width)))[0].astype(np.float32))
+    Z = device.zeros(features * width, np.float64)
 
     def plain() -> Array:
         return X.T @ (X @ V)
 
-    def ours() -> Array:
-        return products.gram_products(device, X, V)
+    def fused() -> None:
+        Z[:] = 0
+        products.fused(device, X, None, None, V, None, Z)
 
-    seconds = interleave({"fused": contestant(device, ours, least_s), "plain": contestant(device, plain, least_s)},
+    fused()
+    exact = device.get(plain()).astype(np.float64)
+    error = float(np.linalg.norm(device.get(Z).reshape(exact.shape) - exact) / np.linalg.norm(exact))
+    seconds = interleave({"fused": contestant(device, fused, least_s), "plain": contestant(device, plain, least_s)},
                          repeats)
     median = medians(seconds)
-    return {"case": "svd pass", "rows": rows, "features": features, "columns": width,
+    return {"case": "svd pass", "rows": rows, "features": features, "columns": width, "relative_difference": error,
             "plain_over_fused": median["plain"] / median["fused"], "seconds": listed(seconds)}
+
+
+def step(device: Device, n_bytes: int, features: int, steps: int, repeats: int, least_s: float) -> dict[str, Any]:
+    """Measure a step of `train --algorithm sync --batch-size full` against its gradient alone."""
+    rows = n_bytes // (4 * features)
+    rng = np.random.default_rng(1)
+    seconds: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder, "data")
+        dml_hpc(1, "data", "synth", "binary", "-o", data, "--rows", rows, "--features", features)
+        for repeat in range(repeats):
+            found = train.run(world(), Console(rank=1), [data], Path(folder, f"model-{repeat}.h5"),
+                              objective="logistic", algorithm="sync", batch_size="full", steps=steps,
+                              schedule="constant", device="cuda", scale=False, allreduce="hierarchical")
+            seconds.append(found["work_s"] / steps)
+    X = device.put(rng.standard_normal((rows, features), dtype=np.float32))
+    y = device.put((rng.random(rows) < 0.5).astype(np.float32))
+    w = device.zeros(features + 1, np.float32)
+    gradient, loss = device.zeros(features + 1, np.float32), device.zeros(1, np.float64)
+    kernel = contestant(device, lambda: glm.loss_and_gradient(device, LOGISTIC, 1.0, X, y, None, None, w, gradient,
+                                                              loss), least_s)
+    alone = [kernel() for _ in range(repeats)]
+    return {"case": "step", "rows": rows, "features": features, "bytes": n_bytes,
+            "of_step": float(np.median(alone) / np.median(seconds)),
+            "seconds": {"step": sorted(seconds), "gradient": sorted(alone)}}
 
 
 def node(n_bytes: int, repeats: int) -> dict[str, Any]:
@@ -175,6 +207,7 @@ def cases(device: Device, sizes: Sizes, repeats: int, least_s: float = LEAST_S) 
     found = [gradient(device, features, sizes.gradient_bytes, repeats, least_s) for features in sizes.features]
     found += [reduce_and_update(device, buffers, sizes.vector_bytes, repeats, least_s) for buffers in (2, 8)]
     found.append(svd(device, *sizes.svd, repeats, least_s))
+    found.append(step(device, *sizes.step, repeats, least_s))
     return found
 
 

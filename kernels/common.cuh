@@ -8,9 +8,6 @@
 // A block's dynamic shared memory, as bytes.
 #define DML_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #endif
-#ifdef __CUDACC_RTC__
-#define __is_same(...) ::dml::same<__VA_ARGS__>  // which NVRTC lacks
-#endif
 
 namespace dml {
 

@@ -13,7 +13,7 @@ namespace dml {
 template <int N, class F>
 __device__ __forceinline__ void add_atomically(F* to, const Pack<F, N>& pack) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    if constexpr (__is_same(F, float) && N == 4) {  // one request instead of four
+    if constexpr (same<F, float> && N == 4) {  // one request instead of four
         asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
                      "f"(pack.at[0]), "f"(pack.at[1]), "f"(pack.at[2]), "f"(pack.at[3]) : "memory");
     } else

@@ -98,7 +98,7 @@ template <class From, class To>
 __global__ void __launch_bounds__(MOST_ALONE)
 add_partials(const From* __restrict__ partials, long long parts, long long columns, To* __restrict__ out,
              const double* __restrict__ losses, double* __restrict__ total) {
-    constexpr bool IS_WHOLE = __is_same(From, long long);
+    constexpr bool IS_WHOLE = same<From, long long>;
     __shared__ double sums[WARP][WARP];
     __shared__ long long whole_sums[IS_WHOLE ? WARP : 1][WARP];
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
@@ -304,7 +304,7 @@ gradient_of_columns(const T* __restrict__ X, long long features, const long long
     S sum = S(0);
     const bool is_feature = column < features;
     P center = P(0), factor = P(1);
-    if constexpr (__is_same(S, long long)) {
+    if constexpr (same<S, long long>) {
         center = shift[column];
         factor = scale[column];
     }
@@ -312,7 +312,7 @@ gradient_of_columns(const T* __restrict__ X, long long features, const long long
     for (long long i = blockIdx.y; i < count; i += gridDim.y) {
         long long number = rows ? rows[i] : i;
         P x = is_feature ? converted<P>(X[number * features + column]) : P(1), slope = slopes[i];
-        if constexpr (__is_same(S, long long)) {
+        if constexpr (same<S, long long>) {
             if (slope != P(0)) sum += (long long)((x - center) * factor * slope);
         } else {
             sum += slope * x;

@@ -16,8 +16,8 @@ __global__ void __launch_bounds__(256) add_up(const From* only, const long long*
     const long long thread = blockIdx.x * (long long)blockDim.x + threadIdx.x;
     const long long threads = gridDim.x * (long long)blockDim.x;
     auto finished = [scale](auto sum) {
-        if constexpr (__is_same(To, long long)) return sum;
-        else if constexpr (__is_same(From, long long)) return converted<To>(times(double(sum), scale));
+        if constexpr (same<To, long long>) return sum;
+        else if constexpr (same<From, long long>) return converted<To>(times(double(sum), scale));
         else return converted<To>(times(sum, decltype(sum)(scale)));
     };
     const long long packs = aligned<N>(out) && all.template all_aligned<N>() ? count / N : 0;

@@ -27,7 +27,7 @@ __device__ __forceinline__ W clipped(W value, W limit) {
 // The gradient in the weights' type.
 template <class W, class S>
 __device__ __forceinline__ W scaled(S summed, double unit) {
-    if constexpr (__is_same(W, S)) return times(summed, W(unit));
+    if constexpr (same<W, S>) return times(summed, W(unit));
     else return W(times(double(summed), unit));
 }
 

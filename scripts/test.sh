@@ -70,6 +70,7 @@ pytest=(python -m pytest -q --color=$color)
 
 # The tests marked `job` start ranks of their own, so what they show depends on the MPI library too.
 bounded "${pytest[@]}" tests/unit ${only_mpi:+-m job} "$@"
+[ -n "$only_mpi" ] || bounded tests/gpu/run.sh "${pytest[@]}" "$@"
 for n in 1 2 3 4; do
     # A rank is a core, as it is under the command.
     OMP_NUM_THREADS=1 bounded mpirun -n "$n" "${pytest[@]}" tests/mpi --with-mpi ${only_mpi:+-m "not maths"} "$@"

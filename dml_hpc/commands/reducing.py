@@ -57,7 +57,7 @@ def opener(console: Console, allreduce: str, fan_in: int = 2, tuning: Path | Non
               device: Device | None = None) -> Reducer:
         reducer = open_reducer(allreduce, comm, size, dtype, device, fan_in, weights, tuning, compression)
         if reducer.choice is not None:
-            console.say(f"auto     {reducer.choice}")
+            console.say(f"{'auto' if allreduce == 'auto' else 'sums'}     {reducer.choice}")
         return reducer
 
     return open_

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import numpy as np
 
 from dml_hpc.comm.clock import Clock
-from dml_hpc.comm.reducer import Reducer
+from dml_hpc.comm.reducer import Reducer, takes_lazy_sums
 from dml_hpc.data.reading import Reader
+from dml_hpc.device import Array
 from dml_hpc.optim.optimiser import Optimiser
 from dml_hpc.optim.schedules import Schedule
 from dml_hpc.trainers.algorithm import Algorithm, Met, Suspects
@@ -97,6 +98,8 @@ class _FusedSteps:
         self._vectors, self._reducer, self._gradient = vectors, reducer, gradient
         start, stop = reducer.owned
         self._owned = min(start, count), min(stop, count)
+        # Of a small vector one rank may own all, and the others nothing.
+        self._all_own_all = reducer.comm.allreduce(int(self._owned == (0, count))) == reducer.comm.size
         self._optimiser = open_optimiser(self._owned)
         self._step = (0, 0.0, 0.0, False)
         self.update_s = 0.0
@@ -111,7 +114,8 @@ class _FusedSteps:
         self._reducer.reduce_update(self._update)
         return self._vectors.host(self._last)
 
-    def _update(self, summed: np.ndarray, start: int, stop: int) -> None:
+    @takes_lazy_sums
+    def _update(self, summed: Array, start: int, stop: int) -> None:
         """See `dml_hpc.comm.reducer.Update`."""
         began = time.perf_counter()
         count = len(self.weights)
@@ -121,8 +125,8 @@ class _FusedSteps:
             self._optimiser.update(part, summed[:len(part)], start, unit, step_size, number, again)
         if stop > count:
             first = max(start, count)
-            self._last[first - count:stop - count] = summed[first - start:]
-            if first == count:
+            self._vectors.assign(self._last[first - count:stop - count], summed[first - start:])
+            if first == count and self._gradient.loss_unit != 1:
                 self._last[:1] *= self._gradient.loss_unit
         self.update_s += time.perf_counter() - began
 
@@ -131,7 +135,7 @@ class _FusedSteps:
         average = self._optimiser.average
         if average is None:
             return self.weights
-        if self._owned == (0, len(self.weights)):
+        if self._all_own_all:
             return average  # nothing to gather: every rank has the same
         own = slice(*self._owned)
         now = self.weights[own].copy()

@@ -9,6 +9,7 @@ import numpy as np
 
 from dml_hpc.data.reading import Rows
 from dml_hpc.device import Array, Device
+from dml_hpc.kernels.cuda import sums
 from dml_hpc.kernels.dots import squared_norm
 from dml_hpc.objectives.on_device.scaling import DeviceScaling
 from dml_hpc.trainers.problem import Problem
@@ -30,6 +31,10 @@ class Vectors:
     def copy(self, source: np.ndarray, target: Array) -> None:
         """Copy a vector of the host to ``target``."""
         target[:] = source
+
+    def assign(self, target: Array, summed: Any) -> None:
+        """Write a reducer's sum to ``target`` in its dtype."""
+        target[:] = summed
 
     def host(self, vector: Array) -> np.ndarray:
         """Return a vector as one of the host's: itself, where it is one."""
@@ -63,6 +68,13 @@ class DeviceVectors(Vectors):
     def copy(self, source: np.ndarray, target: Array) -> None:
         """See `Vectors.copy`."""
         self._device.put(source, target)
+
+    def assign(self, target: Array, summed: Any) -> None:
+        """See `Vectors.assign`: the sum may not have been taken yet."""
+        if isinstance(summed, sums.LazySum):
+            sums.add_up(self._device, summed, target)
+        else:
+            target[:] = summed
 
     def host(self, vector: Array) -> np.ndarray:
         """See `Vectors.host`: a copy, once all that was queued is done."""

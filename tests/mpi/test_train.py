@@ -301,6 +301,19 @@ def test_rows_that_exceed_the_memory_limit_are_streamed_and_give_the_same_model(
             assert kept["weights_digest"] == free["weights_digest"]
 
 
+@pytest.mark.parametrize("allreduce", REDUCERS)
+def test_iterates_of_a_model_that_one_rank_owns_are_averaged(comm, folder, allreduce):
+    """Of a few numbers, one rank of a node owns all."""
+    data = make(comm, folder, "data", *classes(400), [100, 300])
+    alone = comm.Split(comm.rank)
+    fit(alone, data, folder / f"alone-{comm.rank}.h5", average_iterates=True)
+    alone.Free()
+    fit(comm, data, folder / "m.h5", average_iterates=True, allreduce=allreduce)
+    comm.Barrier()
+    expected = read_model(folder / f"alone-{comm.rank}.h5").weights
+    np.testing.assert_allclose(read_model(folder / "m.h5").weights, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_a_limit_that_nothing_fits_is_one_clear_line(comm, folder):
     X, y = classes(4000)
     data = make(comm, folder, "data", X, y, [4000])

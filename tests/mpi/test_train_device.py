@@ -116,7 +116,8 @@ def test_every_optimiser_gives_the_model_of_the_cpu(comm, folder, optimizer):
 
 @pytest.mark.parametrize("settings", [
     {"dtype": "float64"}, {"clip_norm": 0.05}, {"class_weight": "balanced"}, {"scale": False}, {"intercept": False},
-    {"allreduce": "ring"}, {"rows_as": "float16"}, {"allreduce": "auto"}, {"validation": True}], ids=str)
+    {"compression": "bfloat16"}, {"allreduce": "ring"}, {"rows_as": "float16"}, {"allreduce": "auto"},
+    {"validation": True}], ids=str)
 def test_what_can_be_asked_for_is_done_there_too(comm, folder, settings):
     X, y = rows("logistic")
     data = make(comm, folder, X, y)

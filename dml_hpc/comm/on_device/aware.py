@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 PROBED = (1000, 1 << 20)
 """Elements of float32 that are summed for a trial: messages that a library sends at once, and such that it does not."""
-QUERY = "MPIX_Query_cuda_support"
-"""By which MPICH and Open MPI say whether they were built for it."""
+QUERY, LATER_QUERY = "MPIX_Query_cuda_support", "MPIX_GPU_query_support"
+"""By which Open MPI and MPICH say whether they were built for it, MPICH lately by the second."""
+CUDA = 0
+"""What the second is asked for: `MPIX_GPU_SUPPORT_CUDA` of MPICH's mpi.h."""
 SETTING = "MPICH_GPU_SUPPORT_ENABLED"
 """By which Cray's MPICH is told to; it is 1 then."""
 
@@ -45,13 +47,18 @@ def library_says() -> bool:
     if os.environ.get(SETTING) == "1":
         return True
     libraries = set(re.findall(r"/\S*/libmpi(?:ch)?\.so\S*", Path("/proc/self/maps").read_text()))
-    for path in libraries:
-        try:
-            if getattr(ctypes.CDLL(path), QUERY)():
-                return True
-        except (OSError, AttributeError):  # it is of another kind, or an old one
-            continue
-    return False
+    return any(_answer(path) for path in libraries)
+
+
+def _answer(path: str) -> bool:
+    try:
+        library = ctypes.CDLL(path)
+    except OSError:
+        return False
+    supported = ctypes.c_int(0)
+    if hasattr(library, LATER_QUERY) and getattr(library, LATER_QUERY)(CUDA, ctypes.byref(supported)) == 0:
+        return bool(supported.value)
+    return hasattr(library, QUERY) and bool(getattr(library, QUERY)())
 
 
 def _try(comm: Intracomm, device: Device, count: int) -> str | None:
