@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+from collections import deque
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -49,7 +50,7 @@ class Cuda(Device):
         self._options = ("-std=c++17", f"-I{SOURCES}", f"-DDML_HEADERS={_headers_digest()}")
         self._kernels: dict[tuple[str, str], Any] = {}
         self._allowed_bytes: dict[tuple[str, str], int] = {}
-        self._in_use: list[tuple[Any, Any]] = []
+        self._in_use: deque[tuple[Any, Any]] = deque()
         self._enter()
 
     def _enter(self) -> None:
@@ -158,7 +159,8 @@ class Cuda(Device):
         event = self.xp.cuda.Event(disable_timing=True)
         event.record(stream)
         if used:
-            self._in_use = [(end, arrays) for end, arrays in self._in_use if not end.done]
+            while self._in_use and self._in_use[0][0].done:
+                self._in_use.popleft()
             self._in_use.append((event, used))
         return _CudaEvent(event)
 

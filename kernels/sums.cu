@@ -31,38 +31,6 @@ __global__ void __launch_bounds__(256) add_up(const From* only, const long long*
     for (long long j = packs * N + thread; j < count; j += threads) out[j] = finished(all.template sum<1>(j).at[0]);
 }
 
-// out[j] = Σ factors[a] · addends[a][j] / Σ factors, for count elements; NaN where the factors add up to nothing.
-template <class T>
-__global__ void __launch_bounds__(256, 3) average(const long long* __restrict__ table, long long addends,
-                                                  long long from, const double* __restrict__ factors,
-                                                  T* __restrict__ out, long long count) {
-    constexpr int N = 16 / sizeof(T);
-    const Addends<T> all = {nullptr, table, addends, from};
-    const long long thread = blockIdx.x * (long long)blockDim.x + threadIdx.x;
-    const long long threads = gridDim.x * (long long)blockDim.x;
-    double whole = 0;
-    for (int a = 0; a < int(addends); ++a) whole += factors[a];
-    const long long packs = aligned<N>(out) && all.template all_aligned<N>() ? count / N : 0;
-    for (long long pack = thread; pack < packs; pack += threads) {
-        double sum[N] = {};
-#pragma unroll 1
-        for (int a = 0; a < int(addends); ++a) {
-            Pack<T, N> one = load<N>(all.vector(a) + pack * N);
-#pragma unroll
-            for (int i = 0; i < N; ++i) sum[i] += times(factors[a], double(one.at[i]));
-        }
-        Pack<T, N> result;
-#pragma unroll
-        for (int i = 0; i < N; ++i) result.at[i] = T(sum[i] / whole);
-        store<N>(out + pack * N, result);
-    }
-    for (long long j = packs * N + thread; j < count; j += threads) {
-        double sum = 0;
-        for (int a = 0; a < int(addends); ++a) sum += times(factors[a], double(all.vector(a)[j]));
-        out[j] = T(sum / whole);
-    }
-}
-
 // out[j] = a[j] + b[j], for count elements; out may be a or b.
 template <class T>
 __global__ void __launch_bounds__(256) add(const T* a, const T* b, T* out, long long count) {

@@ -128,13 +128,4 @@ __global__ void __launch_bounds__(256, 3) take_step(
         step_pack<1>(s, summed, unit, run, start, j, weights, first, second, average);
 }
 
-// Writes unit·summed (int64) to out (floats); both (count,).
-template <class W>
-__global__ void __launch_bounds__(256) scale_to(const long long* __restrict__ summed, double unit, W* __restrict__ out,
-                                                long long count) {
-    const long long threads = gridDim.x * (long long)blockDim.x;
-    for (long long j = blockIdx.x * (long long)blockDim.x + threadIdx.x; j < count; j += threads)
-        out[j] = W(times(double(summed[j]), unit));
-}
-
 }  // namespace dml

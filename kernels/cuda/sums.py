@@ -1,4 +1,4 @@
-"""Launches ``kernels/sums.cu``: sums of several ranks' vectors, averages, and slices brought together.
+"""Launches ``kernels/sums.cu``: sums of several ranks' vectors, and slices brought together.
 
 Elements are float32, float64, int64, float16, or bfloat16 held as uint16. A device needs no order among ranks: sums are
 taken in the order of the addends, 16-bit floats in float32 and rounded once.
@@ -79,15 +79,6 @@ def add_up(device: Device, addends: Array | LazySum, out: Array, scale: float = 
     kernel = f"add_up<{stored_name(addends.dtype)},{stored_name(out.dtype)}>"
     device.launch("sums.cu", kernel, blocks(device, len(out), max(addends.dtype.itemsize, out.dtype.itemsize)),
                   threads(device), *addends_of(addends), float(scale), out, len(out))
-
-
-def average(device: Device, addends: LazySum, factors: Array, out: Array) -> None:
-    """Write Σ factorᵢ·addendᵢ / Σ factorᵢ to ``out`` (count,), float32 or float64 as the addends are.
-
-    ``factors`` (addends,) float64. NaN where they add up to 0.
-    """
-    device.launch("sums.cu", f"average<{cpp_name(out.dtype)}>", blocks(device, len(out), out.dtype.itemsize),
-                  threads(device), addends.table, len(addends.arrays), addends.start, factors, out, len(out))
 
 
 def add(device: Device, a: Array, b: Array, out: Array) -> None:

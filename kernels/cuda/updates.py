@@ -20,9 +20,3 @@ def take_step(device: Device, rule: int, weights: Array, summed: Array | LazySum
     device.launch("updates.cu", f"take_step<{kinds}>", blocks(device, len(weights), weights.dtype.itemsize),
                   threads(device), rule, len(weights), *addends_of(summed), weights, *states, start, edges, float(unit),
                   *scalars)
-
-
-def scale_to(device: Device, summed: Array, unit: float, out: Array) -> None:
-    """Write ``unit``·``summed`` (int64) to ``out`` (floats); both (count,)."""
-    device.launch("updates.cu", f"scale_to<{cpp_name(out.dtype)}>", blocks(device, len(out), summed.dtype.itemsize),
-                  threads(device), summed, float(unit), out, len(out))

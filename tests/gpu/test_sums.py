@@ -1,4 +1,4 @@
-"""Sums of several vectors, averages and gathered slices on a device, against NumPy."""
+"""Sums of several vectors and gathered slices on a device, against NumPy."""
 
 from __future__ import annotations
 
@@ -69,19 +69,6 @@ def test_two_are_added_as_on_the_host(device, dtype):
         a, b = device.put(one), device.put(other)
         sums.add(device, a[first:], b[first:], a[first:])
         np.testing.assert_array_equal(device.get(a)[first:], wanted[first:])
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_models_are_averaged_by_their_factors(quick_device, dtype):
-    device = quick_device
-    models = [np.random.default_rng(i).standard_normal(203).astype(dtype) for i in range(4)]
-    factors = np.array([3.0, 0.0, 5.0, 11.0])
-    out = device.empty(203, dtype)
-    lazy = sums.LazySum(device, [device.put(model) for model in models])
-    sums.average(device, lazy, device.put(factors), out)
-    np.testing.assert_allclose(device.get(out), np.average(models, 0, factors), rtol=1e-6, atol=1e-7)
-    sums.average(device, lazy, device.zeros(4, "float64"), out)
-    assert np.isnan(device.get(out)).all()
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "float32", "int64"])

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dml_hpc.kernels import updates
-from dml_hpc.kernels.cuda import updates as cuda_updates
 from dml_hpc.kernels.cuda.sums import LazySum
 from dml_hpc.optim import OPTIMISERS, open_optimiser
 from dml_hpc.optim.settings import OptimiserSettings
@@ -91,15 +89,6 @@ def test_what_is_not_finite_shows(quick_device, value):
             ours, device.put(gradient), 0, 1.0, 0.5, 1)
         open_optimiser(settings, (0, 9), weights.dtype, [(0, 9)]).update(weights, gradient, 0, 1.0, 0.5, 1)
         np.testing.assert_array_equal(device.get(ours), weights)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_integers_are_scaled_as_on_the_host(device, dtype):
-    summed = np.random.default_rng(1).integers(-1 << 50, 1 << 50, 301)
-    wanted, out = np.empty(301, dtype), device.empty(301, dtype)
-    updates.scale_to(summed, 1e-9, wanted)
-    cuda_updates.scale_to(device, device.put(summed), 1e-9, out)
-    np.testing.assert_array_equal(device.get(out), wanted)
 
 
 def test_with_real_threads(device):
