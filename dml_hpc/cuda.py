@@ -36,6 +36,13 @@ class Cuda(Device):
         self.xp = _cupy()
         runtime = self.xp.cuda.runtime
         self.number = node_rank % _count(runtime)
+        try:
+            self._open(runtime)
+        except runtime.CUDARuntimeError as error:
+            raise UserError(f"--device cuda: GPU {self.number} cannot be opened ({error}); where a process "
+                            "has it for itself (`nvidia-smi -q -d COMPUTE`), start one rank a GPU") from None
+
+    def _open(self, runtime: Any) -> None:
         self._device = self.xp.cuda.Device(self.number)
         self._device.use()
         about = runtime.getDeviceProperties(self.number)
@@ -43,6 +50,7 @@ class Cuda(Device):
         self.block_threads = BLOCK_THREADS
         self.shared_bytes = int(about["sharedMemPerBlockOptin"])
         self.cache_bytes = int(about["l2CacheSize"])
+        self.identity = f"{runtime.deviceGetPCIBusId(self.number)} {bytes(about.get('uuid', b'')).hex()}"
         self.description = f"{about['name'].decode()} ({about['totalGlobalMem'] / 2**30:.0f} GiB)"
         self.stream = self.xp.cuda.Stream(non_blocking=True)
         self._uploads = self.xp.cuda.Stream(non_blocking=True)
@@ -231,6 +239,8 @@ def _count(runtime: Any) -> int:
 
 
 def _argument(value: Any) -> Any:
+    if value is None:
+        return np.uintp(0)  # of what CuPy makes of None, not all of its releases make a null pointer
     if isinstance(value, bool):
         return np.bool_(value)
     if isinstance(value, int):

@@ -44,6 +44,7 @@ class Device(ABC):
     Calls return when the work is queued, unless they say that they wait. ``xp`` is the module with NumPy's functions
     for the device's arrays, whose matrix products are the vendor's. Several ranks may use one GPU.
 
+    - ``number``: which of the GPUs this process sees; ``identity``: what tells it from all others of its machine
     - ``processors``: multiprocessors; a grid needs a few blocks for each of them
     - ``block_threads``: how many threads a block should have where a kernel leaves that open, a multiple of 32
     - ``shared_bytes``: the most shared memory that a block can have; ``cache_bytes``: the second-level cache
@@ -52,6 +53,7 @@ class Device(ABC):
     name = "cuda"
     xp: Any
     number: int
+    identity: str
     description: str
     processors: int
     block_threads: int

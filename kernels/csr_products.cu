@@ -27,7 +27,7 @@ __device__ __forceinline__ void add_atomically(F* to, const Pack<F, N>& pack) {
 // Y = X·V − 1·correctionᵀ, unless V is null, then Z += Xᵀ·Y, unless Z is null; correction may be null, too.
 // V and Z (features, columns), Y (rows, columns), columns a multiple of N.
 template <class T, class I, class F, int N>
-__global__ void __launch_bounds__(256) sweep(const T* __restrict__ data, const I* __restrict__ indices,
+__global__ void __launch_bounds__(256, 1) sweep(const T* __restrict__ data, const I* __restrict__ indices,
                                              const long long* __restrict__ indptr, const F* __restrict__ V,
                                              const F* __restrict__ correction, F* Y, F* Z, long long rows,
                                              long long columns, long long lanes) {

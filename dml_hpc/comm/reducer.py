@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from dml_hpc.comm.background import Background
 from dml_hpc.comm.elements import storage
@@ -22,7 +22,10 @@ writes those of ``reducer.weights``; it may be called several times, for parts o
 on a device, all it does is queued there."""
 
 
-def takes_lazy_sums(update: Update) -> Update:
+Function = TypeVar("Function", bound=Callable[..., None])
+
+
+def takes_lazy_sums(update: Function) -> Function:
     """Say of an `Update` of vectors on a device that ``summed`` may be a `dml_hpc.kernels.cuda.sums.LazySum`.
 
     A reducer that has all addends at hand then leaves their sum to it: one pass over memory is saved. For functions,

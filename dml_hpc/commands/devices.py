@@ -30,10 +30,10 @@ def open_gpu(comm: Intracomm, console: Console, name: str) -> tuple[Device | Non
         with agreed(comm):
             device = open_device(name, node.rank)
         assert device is not None
-        numbers = node.allgather(device.number)
+        identities = node.allgather(device.identity)  # numbers are each process's own
     finally:
         node.Free()
-    sharing = numbers.count(device.number)
+    sharing = identities.count(device.identity)
     console.say(f"device   {device.description}" + (f", shared by {sharing} ranks" if sharing > 1 else ""))
     return device, sharing
 

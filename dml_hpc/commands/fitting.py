@@ -103,8 +103,7 @@ def fit(comm: Intracomm, console: Console, data: Sequence[Path], given: Options,
         validate: Callable[[np.ndarray], float] | None = None
         if validation is not None:
             held = _Validation(comm, validation, problem, learnable, options)
-            if moved is not None:
-                moved.keep(held.reader.at_hand())
+            run.keep([held.reader])
             validate = held.loss
         comm.Barrier()  # so that time begins at once everywhere
         started = time.perf_counter()

@@ -48,6 +48,9 @@ def run(comm: Intracomm, console: Console, data: Sequence[Path], x_key: str | No
     """
     started = time.perf_counter()
     with agreed(comm):
+        if allreduce == "nccl":
+            raise UserError("--allreduce nccl sums vectors that lie on GPUs, and what svd sums lies on the host; leave "
+                            "it out, or choose another")
         if allreduce is not None:
             reducing.check(allreduce, tuning, output, comm.rank)
         elif tuning is not None:

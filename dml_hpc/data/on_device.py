@@ -14,6 +14,7 @@ import numpy as np
 from dml_hpc.data.csr import Csr
 from dml_hpc.data.reading import Arrays, Rows
 from dml_hpc.device import Array, Device, Event
+from dml_hpc.errors import UserError
 from dml_hpc.kernels.cuda import sums
 from dml_hpc.kernels.network import are_consecutive
 
@@ -39,9 +40,17 @@ class DeviceRows:
         self._kept: dict[int, tuple[Arrays, Arrays]] = {}  # hosts' arrays too: while they live, no other has their id
 
     def keep(self, at_hand: Iterable[Arrays] | None) -> bool:
-        """Copy what a reader has at hand, unless it is there or does not fit; say whether it is there now."""
+        """Copy what a reader has at hand, unless it is there or does not fit; say whether it is there now.
+
+        Raises `UserError` for rows that cannot be ``kept_as`` was asked for.
+        """
         if at_hand is None:
             return False
+        at_hand = list(at_hand)
+        for arrays in at_hand if self.kept_as is not None else ():
+            if isinstance(arrays.X, Csr) or str(arrays.X.dtype) not in ("float32", self.kept_as):
+                raise UserError(f"--rows-as {self.kept_as} is for dense float32 rows, and these are "
+                                f"{arrays.X.dtype}; leave it out")
         new = {id(arrays.X): arrays for arrays in at_hand if id(arrays.X) not in self._kept}
         needed = sum(_bytes(arrays, self.kept_as) for arrays in new.values())
         if needed > self._room:
@@ -49,6 +58,9 @@ class DeviceRows:
         self._room -= needed
         for key, arrays in new.items():
             self._kept[key] = arrays, self._copy(arrays)
+        if self._pieces.overflowed:
+            raise UserError("--rows-as float16 holds numbers up to 65,504, and some of these are larger; give "
+                            "--rows-as bfloat16, or leave it out")
         return True
 
     def of(self, parts: Iterable[Rows]) -> Iterator[Rows]:
@@ -94,6 +106,12 @@ class _Pieces:
         self._copied: list[Event | None] = [None, None]
         self._used: list[Event | None] = [None, None]
         self._turn = 0
+        self._infinite: Array | None = None
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether an element has become infinite on its way to 16 bits, or was."""
+        return self._infinite is not None and bool(self.device.get(self._infinite))
 
     def of(self, part: Rows) -> Iterator[Rows]:
         """Yield the rows of a part as pieces on the device, each valid until the next."""
@@ -124,6 +142,9 @@ class _Pieces:
             device.follow(event)
             if kept_as is not None:
                 sums.add_up(device, copy, place)
+                if kept_as == "float16":
+                    infinite = device.xp.isinf(place).any()
+                    self._infinite = infinite if self._infinite is None else self._infinite | infinite
                 free[turn] = device.mark()
             self._turn = 1 - turn
         return target

@@ -154,8 +154,8 @@ class Chunks:
         for piece in self.dataset.pieces(*self.rows, most_rows, mapped=self._mapped, aligned=True):
             X = piece.X
             if isinstance(X, Csr):
-                X = X if columns is None else _sliced(X, *columns)
                 X = X.astype(computable(X.dtype, np.dtype(np.float32), sparse=True), copy=False)
+                X = X if columns is None else _sliced(X, *columns)
             elif columns is not None:
                 X = X[:, columns[0]:columns[1]]
             yield piece.first, _copy(X) if self._fitting and self._keeping and not self._mapped else X

@@ -44,6 +44,13 @@ class DeviceSlabs:
         self._kept: list[Slab] | None = None
         self._squares = np.zeros(0)
 
+    def reserve(self, n_bytes: int) -> bool:
+        """Leave room for so many bytes beside the rows, if there is; say whether there is."""
+        if n_bytes > self._room:
+            return False
+        self._room -= n_bytes
+        return True
+
     @property
     def resident(self) -> bool:
         """Whether all rows are on the device and no pass reads any more."""

@@ -72,10 +72,10 @@ class DeviceProducts(Products):
     def whole(self) -> Array:
         matrix = self.matrix
         width = matrix.columns[1] - matrix.columns[0]
-        needed, free = matrix.shape[0] * width * matrix.precision.itemsize, self.device.free_bytes()
-        if needed > free:
-            raise UserError(f"--method gram takes {needed >> 20:,} MiB of a GPU's memory for these rows, and "
-                            f"{free >> 20:,} are free; use --method randomized, or more ranks and GPUs")
+        needed = matrix.shape[0] * width * matrix.precision.itemsize
+        if not self._rows.reserve(needed):
+            raise UserError(f"--method gram takes {needed >> 20:,} MiB of a GPU's memory for these rows, more than "
+                            "this rank's share of what is free; use --method randomized, or more ranks and GPUs")
         found = self.device.empty((matrix.shape[0], width), matrix.precision)
         for slab in self._slabs():
             self._prepared(slab.X, found[slab.first:slab.first + len(slab.X)])

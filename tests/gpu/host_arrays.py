@@ -20,6 +20,9 @@ class DeviceArray(np.ndarray):
     def __array_function__(self, function: Any, kinds: Any, arguments: Any, named: Any) -> Any:
         return _called(function, arguments, named)
 
+    def max(self, axis: Any = None, out: Any = None, keepdims: bool = False) -> Any:
+        return _called(np.max, (self, axis, out, keepdims), {})
+
     def dot(self, other: Any, out: Any = None) -> Any:
         return _called(np.dot, (self, other), {"out": out})
 
@@ -50,6 +53,8 @@ xp = _Module(np)
 
 
 def _called(function: Any, arguments: Any, named: Any) -> Any:
+    if {"initial", "where"} & set(named):
+        raise TypeError(f"CuPy's {function.__name__} takes neither `initial` nor `where`")
     given = [*arguments, *named.values()]
     if function.__name__ not in ("asarray", "array"):
         _refuse_host(given, function.__name__)

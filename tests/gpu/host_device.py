@@ -47,6 +47,7 @@ class HostCuda(Device):
     def __init__(self, node_rank: int = 0, threads: bool = False, sanitizer: str = "") -> None:
         self.xp = xp
         self.number = node_rank
+        self.identity = str(node_rank)
         self.description = "the CPU as a CUDA device"
         self.processors = 2
         self.block_threads = 64

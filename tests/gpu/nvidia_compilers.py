@@ -106,7 +106,7 @@ def _by_nvcc(file: str, instances: Sequence[str], architecture: int) -> Built:
     with tempfile.TemporaryDirectory() as folder:
         unit = Path(folder, "unit.cu")
         names = ", ".join(f"(void*)&{qualified(instance)}" for instance in instances)
-        unit.write_text(f'#include "{file}"\nnamespace {{\nvoid* instances[] = {{{names}}};\n}}\n')
+        unit.write_text(f'#include "{file}"\nvoid* instances[] = {{{names}}};\n')
         done = subprocess.run(["nvcc", *OPTIONS, f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v", "-o",
                                f"{folder}/unit.cubin", str(unit)], capture_output=True, text=True)
         log = done.stdout + done.stderr

@@ -110,7 +110,7 @@ class FakeCupy(ModuleType):
                 getDeviceProperties=lambda number: {
                     "name": b"NVIDIA H100", "multiProcessorCount": 132, "sharedMemPerBlockOptin": 227 << 10,
                     "l2CacheSize": 50 << 20, "totalGlobalMem": 80 << 30},
-                ipcGetMemHandle=lambda address: bytes(64),
+                deviceGetPCIBusId=lambda number: f"0000:{number:02x}:00.0", ipcGetMemHandle=lambda address: bytes(64),
                 ipcOpenMemHandle=lambda handle: 4096,
                 ipcCloseMemHandle=lambda address: self.log.append(("close", address))),
             Memory=lambda n_bytes: self.log.append(("malloc", n_bytes)), MemoryPointer=lambda memory, offset: memory,
@@ -174,7 +174,7 @@ def test_a_launch(device, fake):
                                                  for grid in ((2,), (3, 1), (4,))]
     arguments = fake.log[0][4]
     assert arguments[0] is x
-    assert [type(value) for value in arguments[1:]] == [type(None), np.int64, np.float64, np.bool_, np.int32]
+    assert [type(value) for value in arguments[1:]] == [np.uintp, np.int64, np.float64, np.bool_, np.int32]
     [(code, options, names)] = fake.built
     assert code == (cuda.SOURCES / "scaling.cu").read_text()
     assert names == [name]

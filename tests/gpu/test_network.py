@@ -355,6 +355,51 @@ def test_steps_of_one_example_are_the_hosts(quick_device, name, form, kind, l1):
     close(found, host.settle(), kind)
 
 
+def check_types(device, name, kind, host, held, steps=True):
+    """Hold gradient, fixed point and steps on 60 rows as they are ``held`` against the host's, on rows of ``kind``."""
+    objective, layers, _, y, parameters, weight = problem(name, kind, 60)
+    there, rows = DeviceNetwork(objective, device), np.random.default_rng(4).permutation(60)[:43]
+    part, at = part_of(device, held, y, rows, weight), device.put(parameters)
+    gradient, sums, loss = np.zeros(layers.size, kind), device.zeros(layers.size, kind), device.zeros(1, "float64")
+    total = objective.loss_and_gradient(layers, host, y, weight, rows, parameters, gradient)
+    there.loss_and_gradient(layers, part, at, sums, loss)
+    close(device.get(loss), [total], kind)
+    close(device.get(sums), gradient, kind)
+
+    shift = np.full(7, 0 if isinstance(host, Csr) else 0.3, kind)
+    scale = np.linspace(0.5, 1.5, 8).astype(kind)
+    whole = np.zeros(layers.size + 3, np.int64)
+    objective.fixed_point_gradient(layers, host, y, weight, rows, parameters, shift, scale, 2.0**24, 2.0**22, whole)
+    found = fixed_point(device, objective, layers, held, y, weight, [rows], parameters, shift, scale)
+    np.testing.assert_allclose(found, whole, atol=43 * (2 if kind == "float64" else 2.0**24 * 2e-6))
+    if steps:
+        state, mine = Sequential(parameters.copy(), 0.02, 0.1), DeviceSequential(device, at, 0.02, 0.1)
+        total += objective.sequential_sgd(layers, host, y, weight, rows, shift, scale, state, 0.1)
+        there.sequential_sgd(layers, part, device.put(shift), device.put(scale), mine, 0.1, loss)
+        close(device.get(loss), [total], kind)
+        close(device.get(mine.settle()), state.settle(), kind)
+
+
+@pytest.mark.parametrize(("stored", "kind"), [(stored, kind) for kind in KINDS for stored in (
+    "float16", "bfloat16", "float32", "float64") if (stored, kind) != ("bfloat16", "float64")])
+def test_dense_rows_of_every_type(quick_device, stored, kind):
+    bits, X = bits_of_bfloat16(problem("softmax", rows=60)[2])  # numbers that all types hold
+    held = bits if stored == "bfloat16" else X.astype(stored)
+    check_types(quick_device, "softmax", kind, X.astype(kind), held)
+    check_types(quick_device, "relu", kind, X.astype(kind), held, steps=False)
+
+
+@pytest.mark.parametrize("index", ["int32", "int64"])
+@pytest.mark.parametrize("stored", KINDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_sparse_rows_of_every_type(quick_device, kind, stored, index):
+    X = problem("softmax", rows=60)[2].astype("float32")
+    held = sparse(X.astype(stored))
+    held = Csr(held.data, held.indices.astype(index), held.indptr, held.features)
+    for name in ("softmax", "many classes"):
+        check_types(quick_device, name, kind, sparse(X.astype(kind)), held)
+
+
 def test_steps_are_the_same_where_shared_memory_holds_nothing(quick_device):
     objective, layers, X, y, parameters, weight = problem("softmax", rows=50, features=70)
     found = []

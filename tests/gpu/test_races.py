@@ -1,33 +1,55 @@
 """ThreadSanitizer finds no race in any kernel, and its eyes are open: it finds one where there is one.
 
-The kernels' own tests are run once more, each file in a process of its own, with the first launches watched.
+The kernels' own tests are run once more on a device that has one instance of each form of a kernel, each file in a
+process of its own, with the first launches watched.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from races import HUNTING, run_watched, sanitizer_works
+from races import HUNTING, run_watched, sanitizer_works, watched
 from test_shim import INSTANCES, RUN
 from variants import VARIANTS
 
 HERE = Path(__file__).parent
 FILES = sorted(path.name for path in HERE.glob("test_*.py")
-               if "device" in path.read_text() and path.name not in ("test_shim.py", "test_races.py", "test_cuda.py"))
+               if re.search(r"^def test_\w+\((quick_)?device\b", path.read_text(), re.M)
+               and path.name not in ("test_shim.py", "test_cuda.py", "test_benchmark.py"))
+AT_ONCE = 2
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory):
-    """Return what has been launched, by test file, as it becomes known; skip where nothing can be watched."""
+def sanitizer(tmp_path_factory):
+    """Skip where nothing can be watched."""
     if not sanitizer_works(tmp_path_factory.mktemp("sanitizer")):
         pytest.skip("there is no g++ with ThreadSanitizer")
-    return {}
+
+
+@pytest.fixture(scope="module")
+def runs(request, sanitizer, tmp_path_factory):
+    """Start the files that this run's tests ask for, two at a time; return their futures."""
+    def run(file):
+        folder = tmp_path_factory.mktemp(file, numbered=True)
+        report = folder / "launched.json"
+        done, found = run_watched(["-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / file)],
+                                  folder, **{HUNTING: str(report)})
+        return done, found, json.loads(report.read_text()) if report.exists() else {}
+
+    asked = {item.callspec.params["file"] for item in request.session.items
+             if item.path == request.path and "file" in getattr(getattr(item, "callspec", None), "params", ())}
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        # The longest first.
+        yield {file: pool.submit(run, file) for file in sorted(asked, key=lambda file: -(HERE / file).stat().st_size)}
+        pool.shutdown(cancel_futures=True)
 
 
 @pytest.mark.parametrize("kernel", ["turned<true>", "turned<false>"])
-def test_it_sees_a_race(launched, kernel, tmp_path):
+def test_it_sees_a_race(sanitizer, kernel, tmp_path):
     code = RUN.format(folder=str(HERE), instances=INSTANCES, kernel=kernel, dtype="int64", shared_bytes=512,
                       threads=True, sanitizer="thread")
     done, found = run_watched(["-c", code], tmp_path)
@@ -40,18 +62,16 @@ def test_it_sees_a_race(launched, kernel, tmp_path):
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_there_is_no_race(launched, file, tmp_path):
-    report = tmp_path / "launched.json"
-    done, found = run_watched(["-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / file)], tmp_path,
-                              **{HUNTING: str(report)})
+def test_there_is_no_race(runs, file):
+    done, found, _ = runs[file].result()
     assert not found, found[:6000]
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    launched[file] = json.loads(report.read_text())
 
 
-def test_every_instance_has_been_launched(launched):
-    if len(launched) < len(FILES):
-        pytest.skip("not all of this file's tests have run")
-    missing = {(file, name) for file, names in VARIANTS.items() for name in names
-               if not any(name in report.get(file, ()) for report in launched.values())}
+def test_every_kernel_has_been_watched(runs):
+    if len(runs) < len(FILES):
+        pytest.skip("not all of this file's tests are run")
+    reports = [run.result()[2] for run in runs.values()]
+    missing = {(file, name) for file in VARIANTS for name in watched(file)
+               if not any(report.get(file, {}).get(name) for report in reports)}
     assert sorted(missing) == []

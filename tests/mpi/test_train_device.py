@@ -123,16 +123,16 @@ def test_what_can_be_asked_for_is_done_there_too(comm, folder, settings):
     data = make(comm, folder, X, y)
     if settings.get("validation"):
         settings = {"validation": make(comm, folder, X[:50], y[:50], "held")}
-    if "rows_as" in settings:
-        data = make(comm, folder, (X * 8).round().astype("f4") / 8, y, "rounded")  # what 16 bits can hold
+    if "rows_as" in settings:  # float32, and what 16 bits can hold
+        data = make(comm, folder, (X * 8).round().astype("f4") / 8, y, "rounded")
         host = fit(comm, data, folder / "host.h5", algorithm="sync")
         there = fit(comm, data, folder / "there.h5", algorithm="sync", device="cuda", **settings)
         assert there["loss"] == pytest.approx(host["loss"], rel=1e-5)
         return
     host, there, error = both(comm, folder, data, algorithm="sync", **settings)
-    assert error <= 1e-3
+    assert error <= (1e-2 if "compression" in settings else 1e-3)
     assert len(there["validation_losses"]) == len(host["validation_losses"])
-    assert there["loss"] == pytest.approx(host["loss"], rel=1e-4)
+    assert there["loss"] == pytest.approx(host["loss"], rel=1e-3 if "compression" in settings else 1e-4)
 
 
 @pytest.mark.parametrize("objective", ["logistic", "softmax"])
@@ -177,6 +177,15 @@ def test_what_does_not_go_with_a_device_is_one_clear_line(comm, folder, settings
         fit(comm, data, folder / "m.h5", **{"algorithm": "sync", "device": "cuda", **settings})
     assert caught.value.exit_code == 2
     assert not (folder / "m.h5").exists()
+
+
+def test_rows_that_16_bits_cannot_hold_are_refused(comm, folder):
+    X, y = rows("logistic")
+    X[5, 2] = 1e5
+    data = make(comm, folder, X.astype("f4"), y)
+    with pytest.raises(AgreedError, match="--rows-as float16 holds numbers up to 65,504"):
+        fit(comm, data, folder / "m.h5", algorithm="sync", device="cuda", rows_as="float16")
+    fit(comm, data, folder / "m.h5", algorithm="sync", device="cuda", rows_as="bfloat16")
 
 
 def test_a_diverging_run_says_so(comm, folder):

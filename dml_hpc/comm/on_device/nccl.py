@@ -112,10 +112,10 @@ def load() -> Any:
 
 
 def gpu(device: Device) -> tuple[str, str]:
-    """Return what tells a GPU from all others of the job: its machine's name and its place there."""
+    """Return what tells a GPU from all others of the job: its machine's name and its identity there."""
     from mpi4py import MPI
 
-    return MPI.Get_processor_name(), str(device.xp.cuda.runtime.deviceGetPCIBusId(device.number))
+    return MPI.Get_processor_name(), device.identity
 
 
 def stream(device: Device) -> int:

@@ -72,7 +72,7 @@ class DeviceHalf(Reducer):
         """Collective, once: return the scale that the ranks' first addends ask for."""
         xp = self._device.xp
         own = xp.abs(self.buffer[:self._n])
-        peak = float(self._device.get(xp.where(xp.isfinite(own), own, 0).max(initial=0)))
+        peak = float(self._device.get(xp.where(xp.isfinite(own), own, 0).max())) if self._n else 0.0
         peak = max(self.comm.allgather(peak))
         exponent = self._limit - 2 - math.frexp(peak)[1] if peak > 0 else 0
         return 2.0 ** max(-LARGEST_SCALE, min(LARGEST_SCALE, exponent))
