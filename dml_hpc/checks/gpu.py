@@ -33,8 +33,8 @@ def check_gpu(library: Library) -> list[Check]:
         return [Check("gpu", BROKEN, f"{gpus}; CuPy: {done.reason}", install)]
     mends = {  # by `on_gpu.OPERATIONS`, which is for other processes to import
         "gpu memory": "nvidia-smi shows who holds the memory",
-        "gpu kernels": f"pip install nvidia-cuda-nvrtc{'' if cuda == '13' else '-cu12'}; is ~/.cupy writable?",
-        "gpu products": f"pip install nvidia-cublas{'' if cuda == '13' else '-cu12'}",
+        "gpu kernels": f"{install}, which brings the compiler and its headers; is ~/.cupy writable?",
+        "gpu products": f"{install}, which brings cuBLAS",
         "gpu copies": "ulimit -l unlimited  # page-locked memory",
         "gpu ipc": "docker run --ipc=host; until then --allreduce mpi, or nccl, but not hierarchical",
         "nccl": f"pip install nvidia-nccl-cu{cuda}; until then --allreduce hierarchical or ring",

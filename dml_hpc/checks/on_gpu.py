@@ -28,13 +28,14 @@ def allocation(device: Device) -> str:
 
 
 def kernel(device: Device) -> str:
-    """A kernel of the project's is built for this GPU, and adds."""
+    """A kernel of the project's is built for this GPU, and adds, and one of CuPy's, which needs headers."""
     from dml_hpc.kernels.cuda.sums import add
 
     numbers = np.arange(COUNT, dtype=np.float32)
     out = device.zeros(COUNT, np.float32)
     add(device, device.put(numbers), device.put(3 * numbers), out)
-    _expect(device.get(out), 4 * numbers)
+    out += 1
+    _expect(device.get(out), 4 * numbers + 1)
     return "built, and its sums are right"
 
 
