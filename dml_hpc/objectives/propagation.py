@@ -45,7 +45,7 @@ class Propagation:
         self._inputs = self._gathered
 
     def _fitting(self, width: int) -> int:
-        return min(MOST_ROWS, max(_LEAST_ROWS, _CHUNK_BYTES // (width * self.dtype.itemsize)))
+        return min(MOST_ROWS, max(_LEAST_ROWS, _CHUNK_BYTES // max(1, width * self.dtype.itemsize)))
 
     def most_rows(self, X: np.ndarray | Csr) -> int:
         """Return how many rows of X a chunk may have."""

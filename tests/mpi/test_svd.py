@@ -130,6 +130,13 @@ def test_single_precision_suffices_where_the_accuracy_allows_it(comm, folder, me
     assert found.met and one.precision == "float64"
 
 
+def test_half_precision_rows_are_cut_into_columns(comm, folder):
+    X = matrix(200, 1 / np.sqrt(np.arange(1, 41))).astype("float16")
+    path = write_dataset(comm, folder / "m", X, csr=True)
+    found, V, _ = factorise(comm, path, 5, "randomized", accuracy=1e-5, grid=(1, comm.size))
+    check(X.astype(float), found, V, 5, rtol=1e-5, vectors=1e-3, rounding=1e-6)
+
+
 @pytest.mark.parametrize("reducer", REDUCERS)
 def test_any_reducer_sums(comm, folder, reducer):
     X = matrix(200, np.arange(20.0, 0, -1))
