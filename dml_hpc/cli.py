@@ -66,7 +66,7 @@ fan_in = option("--fan-in", type=POSITIVE, default=2, help="Children of a rank i
 device = option("--device", type=click.Choice(DEVICES), default="cpu",
                 help="Where ranks compute: on the CPU, or each on a GPU of its node, which several may share.")
 rows_as = option("--rows-as", type=click.Choice(["float16", "bfloat16"]), default=None,
-                 help="cuda: keep dense float32 rows in 16 bits on the GPU: half the memory, half the time of a pass.  "
+                 help="cuda: keep dense float32 rows in 16 bits on the GPU: half the memory, half the bytes a pass.  "
                  "[default: as stored]")
 seed = option("--seed", type=click.IntRange(min=0), default=0, help="Seed of everything random.")
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -33,3 +36,13 @@ def comms(request: pytest.FixtureRequest) -> Iterator[Intracomm]:
         made = everyone.Split(0, -everyone.rank)
     yield made
     made.Free()
+
+
+@pytest.fixture
+def folder(comm) -> Iterator[Path]:
+    """A folder that all ranks see; pytest's own would be one a rank, tidied away by another."""
+    path = Path(comm.bcast(tempfile.mkdtemp() if comm.rank == 0 else None))
+    yield path
+    comm.Barrier()
+    if comm.rank == 0:
+        shutil.rmtree(path)

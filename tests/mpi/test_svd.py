@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -33,16 +30,6 @@ from dml_hpc.store.factors import read_factors
 pytestmark = pytest.mark.mpi
 
 METHODS = ["gram", "tsqr", "randomized"]
-
-
-@pytest.fixture
-def folder(comm) -> Iterator[Path]:
-    """A folder that all ranks see; pytest's own would be one a rank, tidied away by another."""
-    path = Path(comm.bcast(tempfile.mkdtemp() if comm.rank == 0 else None))
-    yield path
-    comm.Barrier()
-    if comm.rank == 0:
-        shutil.rmtree(path)
 
 
 @pytest.fixture(autouse=True)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,16 +26,6 @@ from dml_hpc.store.factors import Factors, write_factors
 pytestmark = pytest.mark.mpi
 
 FEATURES, K = 12, 4
-
-
-@pytest.fixture
-def folder(comm) -> Iterator[Path]:
-    """A folder that all ranks see; pytest's own would be one a rank, tidied away by another."""
-    path = Path(comm.bcast(tempfile.mkdtemp() if comm.rank == 0 else None))
-    yield path
-    comm.Barrier()
-    if comm.rank == 0:
-        shutil.rmtree(path)
 
 
 def some_rows(rows: int = 157, share: float = 1.0) -> np.ndarray:

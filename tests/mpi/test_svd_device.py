@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -35,16 +32,6 @@ pytestmark = [pytest.mark.mpi, pytest.mark.maths,
               pytest.mark.skipif(COMPILER is None, reason="there is no g++ to compile the CUDA kernels for the CPU")]
 
 METHODS = ["gram", "randomized"]
-
-
-@pytest.fixture
-def folder(comm) -> Iterator[Path]:
-    """A folder that all ranks see; pytest's own would be one a rank, tidied away by another."""
-    path = Path(comm.bcast(tempfile.mkdtemp() if comm.rank == 0 else None))
-    yield path
-    comm.Barrier()
-    if comm.rank == 0:
-        shutil.rmtree(path)
 
 
 @pytest.fixture(autouse=True)
