@@ -18,12 +18,16 @@ from dml_hpc.parameters import (
     ClassWeight,
     Contenders,
     Finite,
+    Gpus,
     GridShape,
+    Interval,
     Names,
     Size,
     Sizes,
     Tolerance,
+    WallTime,
     Widths,
+    arguments_of,
 )
 from dml_hpc.trainers import ALGORITHMS, EXCHANGES, WEIGHTINGS
 from dml_hpc.verb import RanksVerb, SharedVerb, Verb, option, run
@@ -68,6 +72,8 @@ device = option("--device", type=click.Choice(DEVICES), default="cpu",
 rows_as = option("--rows-as", type=click.Choice(["float16", "bfloat16"]), default=None,
                  help="cuda: keep dense float32 rows in 16 bits on the GPU: half the memory, half the bytes a pass.  "
                  "[default: as stored]")
+skip_bad_shards = option("--skip-bad-shards", is_flag=True, help="Leave out shards that are missing or damaged at the "
+                         "start, and in train those that turn unreadable, and count their rows, instead of ending.")
 seed = option("--seed", type=click.IntRange(min=0), default=0, help="Seed of everything random.")
 
 
@@ -309,6 +315,23 @@ OTHER_TRAINING_OPTIONS = (
     seed, device, rows_as,
     option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", help="Type of weights and sums."),
     option("--reproducible", is_flag=True, help="The same model, bit for bit, on any number of ranks."),
+    skip_bad_shards,
+)
+
+
+KEEPING_OPTIONS = (
+    option("--checkpoint", type=PATH, default=None, metavar="DIR", help="Write checkpoints to the folder DIR."),
+    option("--checkpoint-every", type=Interval(), default=None, metavar="60s|10m|500steps",
+           help="How often.  [default: 60s]"),
+    option("--keep", type=POSITIVE, default=None, metavar="N", help="How many checkpoints stay, the newest.  "
+           "[default: 3]"),
+    option("--resume", is_flag=True, help="Go on from the newest checkpoint that is whole, if there is one; with any "
+           "number of ranks."),
+)
+SURVIVAL_OPTIONS = (
+    option("--elastic", is_flag=True, help="When ranks die, the others go on: under Open MPI's mpirun --with-ft ulfm."),
+    option("--min-ranks", type=POSITIVE, default=None, metavar="N", help="elastic: give up when fewer are left.  "
+           "[default: 1]"),
 )
 
 
@@ -333,6 +356,8 @@ def options(*groups: tuple[Any, ...]) -> Any:
         "one example at a time, then one average. lbfgs: quasi-Newton on all rows.  [default: sync; lbfgs for smooth "
         "convex objectives with --batch-size full]")
 @options(MODEL_OPTIONS, STEP_OPTIONS, LIMIT_OPTIONS, SUM_OPTIONS, OTHER_TRAINING_OPTIONS)
+@options(KEEPING_OPTIONS, SURVIVAL_OPTIONS)
+@option("--rebalance", is_flag=True, help="Between epochs, move rows from ranks that were slow to fast ones.")
 @option("--trace", type=PATH, default=None, metavar="FILE.json",
         help="Write a timeline of every rank for chrome://tracing or ui.perfetto.dev.")
 @overwrite
@@ -409,11 +434,13 @@ def predict(comm: Any, console: Any, **arguments: Any) -> Any:
 @option("--memory-limit", type=Size(), default=None, help="Memory that a rank may take in all, such as 2G; rows that "
         "do not fit are read again in each pass.")
 @option("--reproducible", is_flag=True, help="The same factors, bit for bit, on any number of ranks.")
+@skip_bad_shards
 @seed
 @device
 @option("--allreduce", type=click.Choice(ALLREDUCES), default=None, help="How vectors are summed; auto measures and "
         "takes the fastest.  [default: hierarchical for sparse rows, else mpi]")
 @tuning
+@options(KEEPING_OPTIONS, SURVIVAL_OPTIONS)
 @overwrite
 def svd(comm: Any, console: Any, **arguments: Any) -> Any:
     """The largest singular values of DATA's matrix and their vectors, each with its residual."""
@@ -438,6 +465,95 @@ def svd_apply(comm: Any, console: Any, **arguments: Any) -> Any:
     from dml_hpc.commands import svd_apply
 
     return svd_apply.run(comm, console, **arguments)
+
+
+@root.command(cls=Verb, context_settings={"ignore_unknown_options": True})
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
+@option("--max-restarts", type=click.IntRange(min=0), default=3, metavar="N", help="Give up after so many.")
+def supervise(console: Any, **arguments: Any) -> Any:
+    """Run a COMMAND that trains with --checkpoint, and start it again, all ranks, when it dies.
+
+    dml-hpc supervise --max-restarts 3 -- mpirun -n 4 dml-hpc train …
+    """
+    from dml_hpc.commands import supervise
+
+    return supervise.run(console, **arguments)
+
+
+@root.group()
+def slurm() -> None:
+    """Write batch scripts for Slurm, check them against the cluster, submit and follow them.
+
+    dml-hpc slurm train --nodes 4 --time 2:00:00 --submit -- DATA -o model.h5 …
+    """
+
+
+SLURM_OPTIONS = (
+    option("--nodes", type=POSITIVE, default=None, metavar="N", help="Nodes.  [default: 1; scaling: 2]"),
+    option("--ranks-per-node", type=POSITIVE, default=None, metavar="R", help="Ranks of a node.  [default: 2; with "
+           "GPUs one each]"),
+    option("--cpus-per-rank", type=POSITIVE, default=None, metavar="C", help="CPUs of a rank.  [default: 1]"),
+    option("--gpus-per-node", type=Gpus(), default=None, help="Compute on so many GPUs of a node (--device cuda)."),
+    option("--time", type=WallTime(), default=None, metavar="TIME", help="How long it may take, such as 2:00:00, 90m, "
+           "1-12:00:00; then it is saved, and goes on when its turn comes again.  [default: 1:00:00]"),
+    option("--partition", metavar="NAME", default=None, help="Where.  [default: that of slurm/site.sh, else the "
+           "cluster's]"),
+    option("--account", metavar="NAME", default=None, help="Who pays.  [default: that of slurm/site.sh]"),
+    option("--qos", metavar="NAME", default=None, help="Quality of service."),
+    option("--mem", type=Size(), default=None, help="Memory of a node, such as 64G.  [default: the partition's]"),
+    option("--name", metavar="NAME", default=None, help="The job's name, and its log's.  [default: dml-hpc-train …]"),
+    option("--constraint", metavar="FEATURES", default=None, help="Features that nodes are to have."),
+    option("--exclusive", is_flag=True, help="Share nodes with nobody."),
+    option("--stage", is_flag=True, help="Copy the data to every node's own scratch first."),
+    option("-o", "--output", type=PATH, default=None, metavar="FILE", envvar="DML_HPC_SCRIPT",
+           help="Where the script goes.  [default: NAME.sbatch]"),
+    option("--overwrite", is_flag=True, envvar="DML_HPC_OVERWRITE_SCRIPT", help="Replace what is there."),
+    option("--submit", is_flag=True, help="Submit it, and print the job's number."),
+    option("--watch", is_flag=True, help="Follow the job, show its log, end with its exit code; Ctrl-C stops watching, "
+           "not the job."),
+)
+# What comes after the first argument is the job's, with or without a -- before it.
+SLURM_SETTINGS = {"allow_interspersed_args": False}
+
+
+@slurm.command("train", cls=Verb, context_settings=SLURM_SETTINGS)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, required=True, callback=arguments_of("train"))
+@options(SLURM_OPTIONS)
+def slurm_train(console: Any, **arguments: Any) -> Any:
+    """A batch script that trains: after -- come the ARGUMENTS of dml-hpc train."""
+    return _slurm(console, "train", arguments)
+
+
+@slurm.command("svd", cls=Verb, context_settings=SLURM_SETTINGS)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, required=True, callback=arguments_of("svd"))
+@options(SLURM_OPTIONS)
+def slurm_svd(console: Any, **arguments: Any) -> Any:
+    """A batch script that factorises: after -- come the ARGUMENTS of dml-hpc svd."""
+    return _slurm(console, "svd", arguments)
+
+
+@slurm.command("scaling", cls=Verb, context_settings=SLURM_SETTINGS)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, required=True, callback=arguments_of("train", "svd"))
+@options(SLURM_OPTIONS)
+def slurm_scaling(console: Any, **arguments: Any) -> Any:
+    """A batch script that measures how 1, 2, 4 … N nodes do: after -- come train or svd and its ARGUMENTS."""
+    return _slurm(console, "scaling", arguments)
+
+
+def _slurm(console: Any, job: str, arguments: dict[str, Any]) -> Any:
+    from dml_hpc.commands import slurm
+
+    words, parsed = arguments.pop("arguments")
+    return slurm.run(console, job, words, parsed, **arguments)
+
+
+@slurm.command("watch", cls=Verb)
+@click.argument("job_id", type=POSITIVE, metavar="JOB")
+def slurm_watch(console: Any, **arguments: Any) -> Any:
+    """Follow a JOB by its number: its states, its log as it grows; ends with its exit code. Ctrl-C stops watching."""
+    from dml_hpc.commands import slurm
+
+    return slurm.watch(console, **arguments)
 
 
 @root.group()
@@ -467,11 +583,18 @@ def bench_allreduce(comm: Any, console: Any, **arguments: Any) -> Any:
 
 
 @root.command(cls=Verb)
-@click.argument("records", nargs=-1, required=True, type=PATH)
-@output
+@click.argument("records", nargs=-1, type=PATH)
+@option("-o", "--output", type=PATH, default=None, metavar="FILE", help="Where the report goes: .html, .md, .csv or "
+        ".png (the speed-ups).  [default: tables on the screen]")
 @overwrite
+@option("--format", "form", type=click.Choice(["html", "markdown", "png", "csv"]), default=None,
+        help="The form of the report.  [default: by the output's ending]")
+@option("--compare", "compared", nargs=2, type=PATH, default=None, metavar="BEFORE AFTER",
+        help="Instead of RECORDS, two files of them: what got slower or faster, beyond noise.")
+@option("--fail-under", type=click.FloatRange(0, 2, min_open=True), default=None, metavar="EFFICIENCY",
+        help="Exit code 1 where a job's efficiency at the most ranks measured is below this, such as 0.8.")
 def report(console: Any, **arguments: Any) -> Any:
-    """Turn run RECORDS (--record FILE) into speed-up tables and plots: -o report.html, .png, .md or .csv."""
+    """Say from run RECORDS (--record FILE) what more ranks brought, what limits a job and what to change."""
     from dml_hpc.commands import report
 
     return report.run(console, **arguments)

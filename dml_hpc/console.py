@@ -44,21 +44,22 @@ class Console:
             self.say("  ".join(cell.rjust(width) if i else cell.ljust(width)
                                for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip())
 
-    def bar(self, total: int, label: str) -> Progress:
-        """Return a progress bar of ``total`` units for a loop; silent on other ranks."""
-        return Progress(total, label, self.speaks and self.progress)
+    def bar(self, total: int, label: str, done: int = 0) -> Progress:
+        """Return a progress bar of ``total`` units, of which some are ``done``, for a loop; silent on other ranks."""
+        return Progress(total, label, self.speaks and self.progress, done)
 
 
 class Progress:
     """A progress bar that costs a clock read a step and redraws at most ten times a second."""
 
-    def __init__(self, total: int, label: str, shown: bool):
+    def __init__(self, total: int, label: str, shown: bool, done: int = 0):
         self._bar: Any = None
         if shown:
             from tqdm import tqdm
 
             # Not tqdm's own thread or dynamic width: stderr is often a pipe through the launcher.
-            self._bar = tqdm(total=total, desc=label, ncols=88, mininterval=0, file=sys.stderr, leave=True)
+            self._bar = tqdm(total=total, initial=done, desc=label, ncols=88, mininterval=0, file=sys.stderr,
+                             leave=True)
         self._next_s = 0.0
         self._pending = 0
 

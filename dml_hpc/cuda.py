@@ -6,7 +6,7 @@ import hashlib
 import re
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,9 @@ class Cuda(Device):
         self.block_threads = BLOCK_THREADS
         self.shared_bytes = int(about["sharedMemPerBlockOptin"])
         self.cache_bytes = int(about["l2CacheSize"])
+        clock_khz = runtime.deviceGetAttribute(runtime.cudaDevAttrMemoryClockRate, self.number)
+        width_bits = runtime.deviceGetAttribute(runtime.cudaDevAttrGlobalMemoryBusWidth, self.number)
+        self.memory_bytes_per_s = 2e3 * clock_khz * width_bits / 8  # two transfers a tick
         self.identity = f"{runtime.deviceGetPCIBusId(self.number)} {bytes(about.get('uuid', b'')).hex()}"
         self.description = f"{about['name'].decode()} ({about['totalGlobalMem'] / 2**30:.0f} GiB)"
         self.stream = self.xp.cuda.Stream(non_blocking=True)
@@ -59,6 +62,7 @@ class Cuda(Device):
         self._kernels: dict[tuple[str, str], Any] = {}
         self._allowed_bytes: dict[tuple[str, str], int] = {}
         self._in_use: deque[tuple[Any, Any]] = deque()
+        self._captured: list[Array] | None = None  # what is allocated while work is captured
         self._enter()
 
     def _enter(self) -> None:
@@ -70,11 +74,17 @@ class Cuda(Device):
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> Array:
         self._enter()
-        return self.xp.empty(shape, dtype)
+        return self._held(self.xp.empty(shape, dtype))
 
     def zeros(self, shape: int | Sequence[int], dtype: Any) -> Array:
         self._enter()
-        return self.xp.zeros(shape, dtype)
+        return self._held(self.xp.zeros(shape, dtype))
+
+    def _held(self, array: Array) -> Array:
+        """Return ``array``, and keep its memory from others where a graph will use it."""
+        if self._captured is not None:
+            self._captured.append(array)
+        return array
 
     def put(self, array: np.ndarray, out: Array | None = None) -> Array:
         self._enter()
@@ -124,6 +134,30 @@ class Cuda(Device):
         # CuPy knows a build by the file's text and the options, of which one stands for the headers.
         module = self.xp.RawModule(code=(SOURCES / file).read_text(), options=self._options, name_expressions=[name])
         return module.get_function(name)
+
+    def zero(self, array: Array) -> None:
+        self._enter()
+        if array.nbytes:
+            array.data.memset_async(0, array.nbytes, self.stream)
+
+    def load(self, target: Array, source: np.ndarray) -> None:
+        self._enter()
+        _copyable(target, source)
+        if source.nbytes:
+            target.data.copy_from_host_async(source.ctypes.data, source.nbytes, self.stream)
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        self._enter()
+        held: list[Array] = []
+        self._captured = held
+        # CuPy's pool may ask for memory on the way, which the mode that it captures in allows.
+        self.stream.begin_capture()
+        try:
+            work()
+        finally:
+            self._captured = None
+            graph = self.stream.end_capture()
+        return _Replay(self, graph, work, held)
 
     def synchronize(self) -> None:
         self._enter()
@@ -200,6 +234,17 @@ class Cuda(Device):
         self._enter()
         self.stream.synchronize()
         self.xp.cuda.runtime.ipcCloseMemHandle(array.data.ptr)
+
+
+class _Replay:
+    """Queues a graph in its device's stream; ``held`` is what the graph uses."""
+
+    def __init__(self, device: Cuda, graph: Any, *held: Any):
+        self._device, self._graph, self._held = device, graph, held
+
+    def __call__(self) -> None:
+        self._device._enter()
+        self._graph.launch(self._device.stream)
 
 
 class _CudaEvent(Event):

@@ -6,7 +6,7 @@ Nothing here needs a GPU or CuPy; `dml_hpc.cuda` does, and is imported when a de
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dml_hpc.errors import UserError
@@ -48,6 +48,7 @@ class Device(ABC):
     - ``processors``: multiprocessors; a grid needs a few blocks for each of them
     - ``block_threads``: how many threads a block should have where a kernel leaves that open, a multiple of 32
     - ``shared_bytes``: the most shared memory that a block can have; ``cache_bytes``: the second-level cache
+    - ``memory_bytes_per_s``: what its memory delivers at most, by clock and width; 0: unknown
     """
 
     name = "cuda"
@@ -59,6 +60,7 @@ class Device(ABC):
     block_threads: int
     shared_bytes: int
     cache_bytes: int
+    memory_bytes_per_s: float
 
     @abstractmethod
     def empty(self, shape: int | Sequence[int], dtype: Any) -> Array:
@@ -84,6 +86,24 @@ class Device(ABC):
         Arrays (C-contiguous, or views of which the kernel knows the strides) become pointers, None a null pointer,
         int long long, float double, bool bool; NumPy's scalars are what they are. ``shared_bytes`` is the dynamic
         shared memory. A grid without blocks does nothing. The kernel is built at its first use and kept on disk.
+        """
+
+    @abstractmethod
+    def zero(self, array: Array) -> None:
+        """Make all elements of a C-contiguous array 0."""
+
+    @abstractmethod
+    def load(self, target: Array, source: np.ndarray) -> None:
+        """Queue a copy from `pinned` memory in the stream of work; ``source`` may change once that has been done."""
+
+    @abstractmethod
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Return what queues all that ``work`` queues, each time it is called, at the cost of about one launch.
+
+        ``work`` is called, but nothing of it is done yet. It may call `launch`, `zero`, `load`, `empty` and `zeros` and
+        take views of arrays, no more, and must have run before as it is, so that its kernels are there. Arguments of
+        launches are those of now: what changes from call to call lies in arrays. ``work``, with what it holds, and
+        what is allocated on its way, live as long as what is returned.
         """
 
     @abstractmethod

@@ -12,6 +12,10 @@ EXIT_JOB = 1
 EXIT_USER = 2
 """The user can mend it: a missing file, a wrong option, data that does not fit."""
 
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_AGAIN = 75
+"""The job was told to stop, and has kept all it has done: start it again with --resume (EX_TEMPFAIL of sysexits.h)."""
+
 
 class UserError(Exception):
     """Something the user can mend. The message is one line and says what to do next; no traceback is shown."""
@@ -38,7 +42,12 @@ class AgreedError(Exception):
 
 
 class Stopped(BaseException):
-    """A signal told this process to stop; exit code 128 + its number."""
+    """A signal told this process to stop; exit code 128 + its number.
+
+    ``all_stop``: it is known to mean the whole job, also where ranks survive one another.
+    """
+
+    all_stop = False
 
     def __init__(self, number: int):
         super().__init__(f"stopped by {signal.Signals(number).name}")

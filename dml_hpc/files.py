@@ -22,8 +22,15 @@ HDF5_ERRORS = (OSError, KeyError, RuntimeError, AttributeError, ValueError, Type
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type when it has none."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    """Return the first line of an error's message, or its type when it has none.
+
+    HDF5 goes on about a read that failed, inside of parentheses, for some lines: of that, what the system said.
+    """
+    line = next(iter(str(error).splitlines()), "") or type(error).__name__
+    if line.count("(") <= line.count(")"):
+        return line
+    told = re.search(r"error message = '([^']*)'", str(error))
+    return f"{line.partition(': time = ')[0]}{f': {told[1]}' if told else ''})"
 
 
 def file_sha256(path: Path, most_bytes: int | None = None) -> str:
@@ -136,17 +143,17 @@ def one_line(what: Path | str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        if not isinstance(error, OSError) and not _errno(error):
+        if not isinstance(error, OSError) and not system_error(error):
             raise
         raise _cannot_write(what, error) from None
 
 
 def _cannot_write(path: Path | str, error: Exception) -> UserError:
-    number = _errno(error)
+    number = system_error(error)
     return UserError(f"cannot write {path}: {os.strerror(number) if number else first_line(error)}")
 
 
-def _errno(error: Exception) -> int | None:
-    """Return the system's error number; HDF5 often tells it in the message alone."""
+def system_error(error: BaseException) -> int | None:
+    """Return the system's error number, None where it was not the system; HDF5 often tells it in the message alone."""
     told = re.search(r"errno = (\d+)", str(error))
     return getattr(error, "errno", None) or (int(told[1]) if told else None)

@@ -7,8 +7,10 @@ import re
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from dml_hpc.errors import did_you_mean
+from dml_hpc.store.every import Every
 
 
 class Names(click.ParamType):
@@ -60,6 +62,56 @@ class Size(Sizes):
         if len(sizes) != 1 or type(sizes[0]) is not int or sizes[0] < 1:
             self.fail(f"{value!r} is no number of bytes (such as 512M, 4G)", param, ctx)
         return sizes[0]
+
+
+class Interval(click.ParamType):
+    """How often: ``90s``, ``10m``, ``2h`` or ``500steps``."""
+
+    name = "interval"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Every:
+        """Return it in seconds, or in steps."""
+        if isinstance(value, Every):
+            return value
+        parts = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(s|m|h|steps?)", str(value), re.ASCII)
+        number, unit = parts.groups() if parts else ("0", "s")
+        if len(number) > 12 or not float(number) or (unit not in _SECONDS and "." in number):
+            self.fail(f"{value!r} is no interval (such as 60s, 10m, 500steps)", param, ctx)
+        return Every(seconds=float(number) * _SECONDS[unit]) if unit in _SECONDS else Every(steps=int(number))
+
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+class WallTime(click.ParamType):
+    """How long a job may take: ``2h``, ``90m``, or as Slurm has it: ``2:00:00``, ``1-12``, ``90`` (minutes)."""
+
+    name = "D-HH:MM:SS|2h|90m"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return it in whole seconds."""
+        from dml_hpc.batch.cluster import seconds
+
+        parts = re.fullmatch(r"([0-9]{1,7}(?:\.[0-9]{1,6})?)([smhd])", str(value), re.ASCII)
+        time_s = float(parts[1]) * {**_SECONDS, "d": 86400}[parts[2]] if parts else seconds(str(value))
+        if not 1 <= time_s < math.inf:
+            self.fail(f"{value!r} is no time (such as 2:00:00, 1-12:00:00, 90m, 2h)", param, ctx)
+        return math.ceil(time_s)
+
+
+class Gpus(click.ParamType):
+    """GPUs of a node: ``4``, or with their kind as Slurm calls it, ``a100:4``."""
+
+    name = "[KIND:]N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
+        """Return (kind, number); "" for any kind."""
+        if isinstance(value, tuple):
+            return value
+        kind, _, number = str(value).rpartition(":")
+        if not re.fullmatch(r"[1-9][0-9]{0,3}", number, re.ASCII) or not re.fullmatch(r"[\w.-]*", kind, re.ASCII):
+            self.fail(f"{value!r} is no number of GPUs (such as 4, a100:4)", param, ctx)
+        return kind, int(number)
 
 
 class Finite(click.FloatRange):
@@ -188,6 +240,27 @@ class Contenders(click.ParamType):
                     option.type.convert(text, param, ctx)
             found.append((word, changes))
         return tuple(found)
+
+
+def arguments_of(*verbs: str) -> Any:
+    """Return a callback for arguments that are those of a verb, whose name comes first where there are ``verbs``.
+
+    It returns them as they are, and what the verb makes of them by name, with the verb's name as ``verb`` and the names
+    of those that were not left to their defaults as ``given``. What the verb would refuse is refused as there.
+    """
+    def parse(ctx: click.Context, param: click.Parameter, words: tuple[str, ...]) -> Any:
+        root = ctx.find_root()
+        assert isinstance(root.command, click.Group)
+        verb, rest = (words[0], words[1:]) if len(verbs) > 1 else (verbs[0], words)
+        if verb not in verbs:
+            raise click.UsageError(f"{verb!r} is not one of {', '.join(verbs)}{did_you_mean(verb, verbs)}: what is to "
+                                   f"run stands after --, such as -- {verbs[0]} DATA …", ctx)
+        inner = root.command.commands[verb].make_context(verb, list(rest), parent=root)
+        given = {name for name in inner.params
+                 if inner.get_parameter_source(name) not in (None, ParameterSource.DEFAULT)}
+        return words, {**inner.params, "verb": verb, "given": given}
+
+    return parse
 
 
 def fits(parameter: click.Option, value: Any) -> bool:

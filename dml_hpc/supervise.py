@@ -8,41 +8,49 @@ and leaves with a non-zero status, on which the launcher ends the job.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
+import math
 import os
+import select
 import signal
 import sys
 import termios
 import threading
 import time
 from collections.abc import Callable
-from typing import NoReturn
 
 from dml_hpc.errors import EXIT_JOB, Stopped
 from dml_hpc.launch import Launch
+from dml_hpc.signals import FORWARDED, hold_signals, release_signals
 
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_FINISHED = b"."
+_FINISHED, _JOINED = b".", b"+"
+_stopping = False
 
 
-def supervised(work: Callable[[], int], place: Launch) -> int:
+def supervised(work: Callable[[], int], place: Launch, others_go_on: bool = False, start_s: float = 0.0) -> int:
     """Run ``work()`` in a child process and return its exit code, having named any death without a word.
 
     Call it before MPI, threads or NumPy start, as it forks. ``work`` must return its exit code after it has
     told the user of any failure itself; an ``os._exit``, a signal or a crash counts as a death without a word.
     The child ends, naming this rank, when its supervisor is killed. Signals that ask a job to stop or to save
-    (TERM, INT, HUP, USR1, USR2, CONT) are passed on to the child.
+    (TERM, INT, HUP, USR1, USR2, CONT) are passed on to the child, in which they are held until ``work`` releases them;
+    a second one that says stop ends a rank for which MPI has not started yet. ``others_go_on`` says what a death means
+    for the job once `joined` was called. That is to be within ``start_s`` seconds (0: no limit), else the rank ends:
+    MPI's start waits for all ranks, and for one that has died or is stopped it may wait for ever.
     """
     alive_read, alive_write = os.pipe()  # the child sees its end close when the supervisor dies
     word_read, word_write = os.pipe()  # the child writes its last word here
     sys.stdout.flush()
     sys.stderr.flush()
+    hold_signals()  # until the supervisor can pass them on, and `work` releases them in the child
     child = os.fork()
     if child == 0:
         os.close(alive_write)
         os.close(word_read)
         threading.Thread(target=_end_with_supervisor, args=(alive_read, place), daemon=True).start()
+        _die_with_supervisor(signal.SIGKILL)
         global _word_write
         _word_write = word_write
         code = work()
@@ -51,32 +59,116 @@ def supervised(work: Callable[[], int], place: Launch) -> int:
 
     os.close(alive_read)
     os.close(word_write)
-    told: list[int] = []
-
-    def forward(number: int, frame: object) -> None:
-        told.append(number)
-        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
-            os.kill(child, number)
-
-    for number in _FORWARDED:
-        signal.signal(number, forward)
-    _, status = os.waitpid(child, 0)
-    finished = os.read(word_read, 1) == _FINISHED
-    if os.WIFSIGNALED(status):
-        killer = os.WTERMSIG(status)
-        if killer not in told:
-            hint = _HINTS.get(killer, "")
-            _name(place, child, f"was killed by signal {killer} ({signal.Signals(killer).name}){hint}")
-        elif place.rank == 0 and not finished:  # every rank is told: one of them says so
-            os.write(2, f"dml-hpc: the job was told to stop by {signal.Signals(killer).name}\n".encode())
-        code = 128 + killer
-    else:
-        code = os.WEXITSTATUS(status)
-        if not finished and not told and code != _SUPERVISOR_DIED:
-            _name(place, child, f"ended with status {code} in the middle of its work")
-            code = code or EXIT_JOB
+    supervisor = _Supervisor(place, child, word_read, others_go_on)
     # Not sys.exit: the supervisor shares the child's open files and exit handlers, which are the child's to run.
-    os._exit(code)
+    os._exit(supervisor.wait(start_s))
+
+
+FIRST_WORD_S = 0.5
+"""Whoever waits in vain leaves the first word to the supervisor of a rank that is stopped."""
+
+
+class _Supervisor:
+    """What the parent of a rank's process knows of it: the signals that were passed on, and the words it has said."""
+
+    def __init__(self, place: Launch, child: int, word_read: int, others_go_on: bool):
+        self._place, self._child, self._word_read, self._others_go_on = place, child, word_read, others_go_on
+        self._told: list[int] = []
+        self._stopping_s = math.inf
+        self._late = False
+        self._words = bytearray()
+
+    def wait(self, start_s: float) -> int:
+        """Wait for the child to end; return the exit code of this process, after whom the launcher ends the job."""
+        for number in FORWARDED:
+            signal.signal(number, self._forward)
+        signal.signal(signal.SIGALRM, self._too_long)
+        release_signals()
+        signal.setitimer(signal.ITIMER_REAL, start_s)
+        _, status = os.waitpid(self._child, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._words.extend(os.read(self._word_read, 16))
+        finished, go_on = _FINISHED in self._words, self._others_go_on and _JOINED in self._words
+        code = self._named(status, finished, go_on)
+        if os.WIFSIGNALED(status) and go_on:
+            # Only of a process that was killed does the launcher tell the others; it knows none but this one.
+            os.kill(os.getpid(), signal.SIGKILL)
+        if code and not finished and not self._told and not go_on:
+            self._end_job(code)
+        return code
+
+    def _named(self, status: int, finished: bool, go_on: bool) -> int:
+        """Say how the child has ended, if it has not said so itself; return the exit code."""
+        if os.WIFSIGNALED(status):
+            killer = os.WTERMSIG(status)
+            if killer not in self._told and not finished:
+                hint = _HINTS.get(killer, "")
+                _name(self._place, self._child, f"was killed by signal {killer} ({signal.Signals(killer).name}){hint}",
+                      go_on)
+            elif self._place.rank == 0 and not finished:  # every rank is told: one of them says so
+                os.write(2, f"dml-hpc: the job was told to stop by {signal.Signals(killer).name}\n".encode())
+            return 128 + killer
+        code = os.WEXITSTATUS(status)
+        if finished or self._told or code == _SUPERVISOR_DIED:
+            return code
+        _name(self._place, self._child, f"ended with status {code} in the middle of its work", go_on)
+        return code or EXIT_JOB
+
+    def _forward(self, number: int, frame: object) -> None:
+        self._told.append(number)
+        now = time.monotonic()
+        if number in _STOPPING:
+            self._stopping_s = min(self._stopping_s, now)
+            if now - self._stopping_s > AGAIN_S and not self._has_joined():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._child, signal.SIGKILL)  # while MPI starts it cannot see that it was told twice
+                self._end_job(128 + number)
+                os._exit(128 + number)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+            os.kill(self._child, number)
+
+    def _has_joined(self) -> bool:
+        if select.select([self._word_read], [], [], 0)[0]:
+            self._words.extend(os.read(self._word_read, 16))
+        return _JOINED in self._words
+
+    def _too_long(self, number: int, frame: object) -> None:
+        if self._has_joined():
+            return
+        if _stopped(self._child):
+            what = "is stopped (SIGSTOP), and MPI's start takes all ranks"
+        elif not self._late:
+            self._late = True
+            signal.setitimer(signal.ITIMER_REAL, FIRST_WORD_S)
+            return
+        else:
+            what = ("has waited too long for MPI to start, which takes all ranks: one is missing or stopped "
+                    "(--deadline sets the limit)")
+        _name(self._place, self._child, what)
+        os.kill(self._child, signal.SIGKILL)
+        self._end_job(EXIT_JOB)
+        os._exit(EXIT_JOB)
+
+    def _end_job(self, code: int) -> None:
+        """Have the launcher end the job where it would not do so by itself."""
+        _have_job_ended(code)
+        if self._others_go_on:
+            os.kill(os.getppid(), signal.SIGTERM)  # the others wait in MPI's start, and this launcher lets them
+
+
+def _stopped(process: int) -> bool:
+    try:
+        with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False
+
+
+def joined() -> None:
+    """Tell the supervisor that MPI has started: all ranks are there."""
+    _die_with_supervisor(0)
+    if _word_write is not None:
+        os.write(_word_write, _JOINED)
 
 
 _SUPERVISOR_DIED = 70
@@ -105,11 +197,52 @@ def stop_on_signals() -> None:
     Later ones are ignored: a rank often gets one from the launcher and again from its supervisor, and a second
     exception would interrupt the clean-up of the first.
     """
+    global _stopping
+    _stopping = False
     for number in _STOPPING:
         signal.signal(number, _stop_once)
 
 
-def _stop_once(number: int, frame: object) -> NoReturn:
+AGAIN_S = 1.0
+"""A signal that comes sooner after the first is the first one once more: launchers and supervisors both pass it on."""
+
+
+class Asked:
+    """Notes that TERM or USR1 (what a batch system warns with) has come, for who looks: ``number``, 0: none has.
+
+    The rank can then end in good order. A second TERM raises `Stopped`, as do INT and HUP at once.
+    """
+
+    def __init__(self) -> None:
+        self.number, self._since = 0, 0.0
+
+    @classmethod
+    def on_signals(cls) -> Asked:
+        """Return the one that is told of signals from now on: there is one in a process."""
+        told = getattr(signal.getsignal(signal.SIGUSR1), "__self__", None)
+        if not isinstance(told, Asked):
+            global _stopping
+            told, _stopping = cls(), False
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, told._note)
+        return told
+
+    def __call__(self) -> int:
+        return self.number
+
+    def _note(self, number: int, frame: object) -> None:
+        now = time.monotonic()
+        if not self.number:
+            self.number, self._since = number, now
+        elif number == signal.SIGTERM and now - self._since > AGAIN_S:
+            _stop_once(number, frame)
+
+
+def _stop_once(number: int, frame: object) -> None:
+    global _stopping
+    if _stopping:
+        return  # another came before all of them were ignored
+    _stopping = True
     for other in _STOPPING:
         signal.signal(other, signal.SIG_IGN)
     raise Stopped(number)
@@ -127,14 +260,38 @@ def wait_until_read(pipe: int, limit_s: float = 2.0) -> None:
             time.sleep(0.001)
 
 
-def _name(place: Launch, process: int, what: str) -> None:
-    line = (f"dml-hpc: rank {place.rank} of {place.size} (process {process} on {os.uname().nodename}) {what}; "
-            "the job ends\n")
+def _name(place: Launch, process: int, what: str, others_go_on: bool = False) -> None:
+    then = "the others go on" if others_go_on else "the job ends"
+    line = f"dml-hpc: rank {place.rank} of {place.size} (process {process} on {os.uname().nodename}) {what}; {then}\n"
     os.write(2, line.encode())
     wait_until_read(2)
+
+
+def _have_job_ended(code: int) -> None:
+    """Tell MPICH's launcher that the job is over: it believes that a rank which ends before MPI has started is done.
+
+    The others would wait for it for ever. The line is the one that MPI_Abort sends (PMI-1, as MPICH's Hydra speaks it).
+    """
+    wire = os.environ.get("PMI_FD", "")
+    if wire.isdigit():
+        with contextlib.suppress(OSError):
+            os.write(int(wire), f"cmd=abort exitcode={code}\n".encode())
+
+
+_PR_SET_PDEATHSIG = 1
+
+
+def _die_with_supervisor(number: int) -> None:
+    """Have the system send this process a signal when its supervisor dies (0: none).
+
+    That is for MPI's start, in which no thread of this process runs.
+    """
+    with contextlib.suppress(AttributeError):  # no Linux
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def _end_with_supervisor(alive_read: int, place: Launch) -> None:
     os.read(alive_read, 1)  # returns only when the supervisor is gone
     _name(place, os.getpid(), "lost its supervisor, which was killed")
+    _have_job_ended(_SUPERVISOR_DIED)
     os._exit(_SUPERVISOR_DIED)

@@ -18,7 +18,8 @@ from dml_hpc.console import Console
 from dml_hpc.errors import EXIT_JOB, EXIT_OK, EXIT_USER, AgreedError, JobError, Stopped, UserError, did_you_mean
 from dml_hpc.launch import launch, one_thread
 from dml_hpc.parameters import Finite, fits, wanted
-from dml_hpc.supervise import stop_on_signals
+from dml_hpc.signals import release_signals
+from dml_hpc.supervise import Asked, stop_on_signals
 from dml_hpc.watch import DEFAULT_DEADLINE_S
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def _options(command: click.Command) -> list[click.Option]:
     return [parameter for parameter in command.params if isinstance(parameter, click.Option)]
 
 
-_OTHER_VARIABLES = ("DML_HPC_VENV", "DML_HPC_SLURM_MPI", "DML_HPC_TEST_DEADLINE_S", "DML_HPC_TEST_LIMIT_S")
+_OTHER_VARIABLES = ("DML_HPC_VENV", "DML_HPC_SLURM", "DML_HPC_SLURM_MPI", "DML_HPC_TEST_DEADLINE_S",
+                    "DML_HPC_TEST_LIMIT_S")
 """What the project's scripts read; no options."""
 
 
@@ -143,6 +145,9 @@ class Verb(click.Command):
 
     def _prepare(self, ctx: click.Context) -> tuple[Any, Callable[[Result, int, int], int], dict[str, Any]]:
         started = time.time()
+        if ctx.params.get("checkpoint") is not None:
+            Asked.on_signals()  # before MPI starts: it leaves handlers that it finds in place
+        release_signals()
         as_json, record = ctx.params.pop("as_json"), ctx.params.pop("record")
         progress = ctx.params.pop("progress")
         verb = verb_path(ctx)
@@ -180,12 +185,21 @@ class RanksVerb(Verb):
             raise click.UsageError(str(error), ctx) from None
         if ctx.params.get("reproducible"):
             one_thread()
+        least_ranks = ctx.params.pop("min_ranks", None)
+        if not ctx.params.pop("elastic", False):
+            if least_ranks is not None:
+                raise click.UsageError("--min-ranks is for --elastic: give that as well, or leave it out", ctx)
+        else:
+            from dml_hpc.store.saving import Memory
+
+            least_ranks = least_ranks or 1
+            ctx.params["memory"] = Memory()
 
         def body(comm: Intracomm) -> int:
             result = callback(comm, Console(rank=comm.rank, **arguments), **ctx.params)
             return finish(result, comm.rank, comm.size)
 
-        return guarded(body, ctx.params.pop("deadline"))
+        return guarded(body, ctx.params.pop("deadline"), least_ranks=least_ranks)
 
 
 class SharedVerb(RanksVerb):

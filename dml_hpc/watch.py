@@ -7,6 +7,7 @@ and says where; one that does not answer is stopped, dead or cut off.
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -42,17 +43,25 @@ _watch: Watch | None = None
 
 
 @contextmanager
-def watching(comm: Intracomm, deadline_s: float, on_stall: Callable[[str], None]) -> Iterator[None]:
-    """Collective: watch over the block's collectives (see `waiting`); with one rank or a deadline of 0, do not."""
+def watching(comm: Intracomm, deadline_s: float, on_stall: Callable[[str], None],
+             on_loss: Callable[[], None] | None = None) -> Iterator[None]:
+    """Collective: watch over the block's collectives (see `waiting`); with one rank or a deadline of 0, do not.
+
+    With ``on_loss`` there is no such exception; it is called, from the watching thread, when a rank has died and the
+    library says so.
+    """
     global _watch
-    if comm.size == 1 or deadline_s <= 0:
+    if comm.size == 1 or (deadline_s <= 0 and on_loss is None):
         yield
         return
-    _watch = Watch(comm, deadline_s, on_stall)
+    _watch = Watch(comm, deadline_s if deadline_s > 0 else math.inf, on_stall, on_loss or (lambda: None))
     try:
         yield
     except AgreedError:
         _watch.close()  # all ranks leave together
+        raise
+    except BaseException:
+        _watch.end()
         raise
     else:
         _watch.close()
@@ -89,6 +98,19 @@ def progressed() -> None:
         _watch.active = time.monotonic()
 
 
+@contextmanager
+def at_work() -> Iterator[None]:
+    """Tell the watch that the block may take long: those who wait for this rank have patience while it answers."""
+    watch = _watch
+    if watch is not None:
+        watch.at_work = True
+    try:
+        yield
+    finally:
+        if watch is not None:
+            watch.at_work, watch.active = False, time.monotonic()
+
+
 def at_step(step: int) -> None:
     """Tell the watch that this rank begins step ``step`` (from 1) of what it does: it is getting on."""
     if _watch is not None:
@@ -103,12 +125,15 @@ class Watch:
     watching thread, on the lowest rank that waits longer than ``deadline_s`` seconds.
     """
 
-    def __init__(self, comm: Intracomm, deadline_s: float, on_stall: Callable[[str], None]):
+    def __init__(self, comm: Intracomm, deadline_s: float, on_stall: Callable[[str], None],
+                 on_loss: Callable[[], None] = lambda: None):
+        self._on_loss = on_loss
         self._comm = comm.Dup()  # made before it is watched: its messages are the watch's own
         self._deadline_s = deadline_s
         self._on_stall = on_stall
         self.active = time.monotonic()
         self.step: int | None = None
+        self.at_work = False
         self._patience_from = 0.0
         self._entered = 0
         self._since: float | None = None
@@ -142,17 +167,28 @@ class Watch:
 
     def close(self) -> None:
         """Collective: stop watching."""
-        self._comm.Barrier()  # no rank stops answering while another may still ask
-        self._ended.set()
-        self._thread.join()
+        try:
+            self._comm.Barrier()  # no rank stops answering while another may still ask
+        finally:
+            self.end()
         self._comm.Free()
 
+    def end(self) -> None:
+        """Stop watching, whatever others do."""
+        self._ended.set()
+        self._thread.join()
+
     def _look(self) -> None:
-        while not self._ended.wait(POLL_S):
-            self._answer()
-            since = self._since
-            if since is not None and time.monotonic() - max(since, self._patience_from) > self._deadline_s:
-                self._accuse(self._entered)
+        from mpi4py import MPI
+
+        try:
+            while not self._ended.wait(POLL_S):
+                self._answer()
+                since = self._since
+                if since is not None and time.monotonic() - max(since, self._patience_from) > self._deadline_s:
+                    self._accuse(self._entered)
+        except MPI.Exception:
+            self._on_loss()
 
     def _answer(self) -> None:
         """Tell every rank that has asked where this one is."""
@@ -161,7 +197,7 @@ class Watch:
         status = MPI.Status()
         while self._comm.Iprobe(MPI.ANY_SOURCE, _ASK, status):
             self._comm.recv(source=status.source, tag=_ASK)
-            idle_s = time.monotonic() - self.active
+            idle_s = 0.0 if self.at_work else time.monotonic() - self.active
             state = State(self._entered, self._since is not None, self._place(), idle_s)
             self._sent.append(self._comm.isend(state, status.source, _ANSWER))
 

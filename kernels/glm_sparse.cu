@@ -6,13 +6,17 @@
 // glm.cu.
 //
 // Balance: a block takes `at_once` rows at a time, each warp one by itself; rows of more than LONG entries wait until
-// the block takes them together, so that no warp is left alone with one.
+// the block takes them together, so that no warp is left alone with one. Rows of more than VERY_LONG are cut into parts
+// of PART entries: all blocks have taken the parts' sums when a row's block gets to it (sums_of_parts), and add the
+// parts to the gradient after it (add_parts). What the row adds to the loss, it adds in its place among the others. A
+// row that is not in the list of parts (it was full, as a row was named more than once) is its block's alone.
 //
-// Order of sums: a row's score by lanes (threads), then as a tree, which depends on the row's length alone; the loss
-// and the intercept's gradient as in glm.cu. Gradients of features go to the memory by atomic additions, as rows meet
-// in them anywhere: in floating point their order, and with it the last bits, is not the same each time. In fixed point
-// the terms are integers, and it is.
+// Order of sums: a row's score by lanes (threads), then as a tree, and so again of its parts' scores, which depends on
+// the row's length alone; the loss and the intercept's gradient as in glm.cu. Gradients of features go to the memory by
+// atomic additions, as rows meet in them anywhere: in floating point their order, and with it the last bits, is not the
+// same each time. In fixed point the terms are integers, and it is.
 #include "fixed_point.cuh"
+#include "long_rows.cuh"
 
 namespace dml {
 
@@ -20,6 +24,7 @@ namespace dml {
 #define DML_INLINE __attribute__((always_inline))
 
 constexpr int MOST_THREADS = 512, LONG = 1024;
+constexpr long long PART = 4096;  // also in cuda/glm_sparse.py
 
 // Threads that share a row: a warp's, or the whole block's. `scratch` is shared memory for 32.
 struct Team {
@@ -61,18 +66,133 @@ __device__ __forceinline__ void for_rows(const long long* __restrict__ indptr, c
     }
 }
 
-template <class T, class I, class P, class Also>
-__device__ __forceinline__ P score_of(const Team& team, const T* __restrict__ data, const I* __restrict__ indices,
-                                      Span span, const P* __restrict__ parameters, P* scratch, Also also) {
-    P score = P(0);
+// Sums over a row's entries: of x·parameter, and of the squares of x·scale.
+template <class P>
+struct RowSums {
+    P score, squares;
+};
+
+// What all blocks have found of the parts of very long rows, at the places where these are listed; `where` null:
+// nothing. `steps` (room,) takes, at a row's first part, by what its entries are multiplied in the gradient.
+template <class P>
+struct PartsFound {
+    const long long* __restrict__ where;
+    const RowSums<P>* __restrict__ sums;
+    P* __restrict__ steps;
+
+    // The place of the first part of the i-th row taken, −1: it is in no list.
+    __device__ __forceinline__ long long first(long long i, Span span) const {
+        return where && span.stop - span.start > VERY_LONG ? where[i] : -1;
+    }
+};
+
+template <bool SQUARES, class T, class I, class P>
+__device__ __forceinline__ RowSums<P> sums_of_span(const Team& team, const T* __restrict__ data,
+                                                   const I* __restrict__ indices, Span span,
+                                                   const P* __restrict__ parameters, const P* __restrict__ scale,
+                                                   P* scratch) {
+    P score = P(0), squares = P(0);
 #pragma unroll 4
     for (long long k = span.start + team.first; k < span.stop; k += team.size) {
         P x = P(data[k]);
         I column = indices[k];
         score += x * parameters[column];
-        also(x, column);
+        if constexpr (SQUARES) {
+            P z = x * scale[column];
+            squares += z * z;
+        }
     }
-    return team.sum(score, scratch);
+    score = team.sum(score, scratch);
+    if constexpr (SQUARES) squares = team.sum(squares, scratch);
+    return {score, squares};
+}
+
+__device__ __forceinline__ Span part_of(Span row, long long number) {
+    long long start = row.start + number * PART, stop = start + PART;
+    return {start, stop < row.stop ? stop : row.stop};
+}
+
+// The sums over a row, by its whole block from those of its parts if `first` is not negative.
+template <bool SQUARES, class T, class I, class P>
+__device__ __forceinline__ RowSums<P> sums_of_row(const Team& team, const T* __restrict__ data,
+                                                  const I* __restrict__ indices, Span span,
+                                                  const P* __restrict__ parameters, const P* __restrict__ scale,
+                                                  const PartsFound<P>& found, long long first, P* scratch) {
+    if (first < 0) return sums_of_span<SQUARES>(team, data, indices, span, parameters, scale, scratch);
+    const long long parts = parts_of(span.stop - span.start, PART);
+    P score = P(0), squares = P(0);
+    for (long long p = threadIdx.x; p < parts; p += blockDim.x) {
+        score += found.sums[first + p].score;
+        if constexpr (SQUARES) squares += found.sums[first + p].squares;
+    }
+    score = block_sum(score, scratch);
+    if constexpr (SQUARES) squares = block_sum(squares, scratch);
+    return {score, squares};
+}
+
+// work(place, row, number) for every part in the list, by whole blocks.
+template <class Work>
+__device__ __forceinline__ void for_parts(const RowPart* __restrict__ parts,
+                                          const unsigned long long* __restrict__ used, long long room, Work work) {
+    const long long count = *used < (unsigned long long)room ? (long long)*used : room;
+    for (long long place = blockIdx.x; place < count; place += gridDim.x) {
+        const RowPart part = parts[place];
+        if (part.row >= 0) work(place, part.row, part.number);
+    }
+}
+
+// The sums over each part in the list, to its place in `sums` (room,); without squares where `scale` is null.
+template <class T, class I, class P>
+__global__ void __launch_bounds__(MOST_THREADS, 2)
+sums_of_parts(const T* __restrict__ data, const I* __restrict__ indices, const long long* __restrict__ indptr,
+              const RowPart* __restrict__ parts, const unsigned long long* __restrict__ used, long long room,
+              const P* __restrict__ parameters, const P* __restrict__ scale, RowSums<P>* __restrict__ sums) {
+    __shared__ P scratch[WARP];
+    const Team block{true, int(threadIdx.x), int(blockDim.x)};
+    for_parts(parts, used, room, [&](long long place, long long row, long long number) DML_INLINE {
+        Span span = part_of({indptr[row], indptr[row + 1]}, number);
+        RowSums<P> found =
+            scale ? sums_of_span<true>(block, data, indices, span, parameters, scale, scratch)
+                  : sums_of_span<false>(block, data, indices, span, parameters, scale, scratch);
+        if (threadIdx.x == 0) sums[place] = found;
+    });
+}
+
+__device__ __forceinline__ void add_whole(long long* to, long long term) {
+    atomicAdd(reinterpret_cast<unsigned long long*>(to), (unsigned long long)term);  // the same bits as signed
+}
+
+// Add an entry's part of the gradient: x·step, or x·scale·step in fixed point.
+template <class P>
+__device__ __forceinline__ void add_entry(P* gradient, const P*, long long column, P x, P step) {
+    atomicAdd(&gradient[column], step * x);
+}
+template <class P>
+__device__ __forceinline__ void add_entry(long long* out, const P* __restrict__ scale, long long column, P x, P step) {
+    long long term = (long long)(x * scale[column] * step);
+    if (term != 0) add_whole(&out[column], term);
+}
+
+// What has step 0, as most rows of a hinge have in the end, costs no additions.
+template <class T, class I, class P, class S>
+__device__ __forceinline__ void add_entries(const Team& team, const T* __restrict__ data, const I* __restrict__ indices,
+                                            Span span, const P* __restrict__ scale, P step, S* out) {
+    if (step != P(0))
+        for (long long k = span.start + team.first; k < span.stop; k += team.size)
+            add_entry(out, scale, indices[k], P(data[k]), step);
+}
+
+// Adds each part in the list to `out`, by its row's step: a gradient in P, or in fixed point.
+template <class T, class I, class P, class S>
+__global__ void __launch_bounds__(MOST_THREADS, 2)
+add_parts(const T* __restrict__ data, const I* __restrict__ indices, const long long* __restrict__ indptr,
+          const RowPart* __restrict__ parts, const unsigned long long* __restrict__ used, long long room,
+          const P* __restrict__ scale, const P* __restrict__ steps, S* out) {
+    const Team block{true, int(threadIdx.x), int(blockDim.x)};
+    for_parts(parts, used, room, [&](long long place, long long row, long long number) DML_INLINE {
+        Span span = part_of({indptr[row], indptr[row + 1]}, number);
+        add_entries(block, data, indices, span, scale, steps[place - number], out);
+    });
 }
 
 // The rows' gradient by features is added to `gradient`; each block's gradient by the intercept goes to `biases`
@@ -83,19 +203,21 @@ gradient_of_sparse(long long loss, double delta, const T* __restrict__ data, con
                    const long long* __restrict__ indptr, long long features, const P* __restrict__ y,
                    const P* __restrict__ weight, const long long* __restrict__ rows, long long count, long long at_once,
                    const P* __restrict__ parameters, P* gradient, double* __restrict__ biases,
-                   double* __restrict__ losses) {
+                   double* __restrict__ losses, const long long* __restrict__ where,
+                   const RowSums<P>* __restrict__ sums, P* __restrict__ steps) {
     __shared__ P scratch[WARP];
     __shared__ double wide_scratch[WARP];
     const P bias = parameters[features];
+    const PartsFound<P> parts{where, sums, steps};
     double total = 0, bias_slope = 0;
-    for_rows(indptr, rows, count, at_once, [&](Team team, long long, long long number, Span span) DML_INLINE {
-        P score = score_of(team, data, indices, span, parameters, scratch, [](P, I) DML_INLINE {}) + bias;
+    for_rows(indptr, rows, count, at_once, [&](Team team, long long i, long long number, Span span) DML_INLINE {
+        const long long first = parts.first(i, span);
+        P score = bias + sums_of_row<false>(team, data, indices, span, parameters, parameters, parts, first,
+                                            scratch).score;
         auto found = slope_and_loss(int(loss), P(delta), score, y[number], weight ? weight[number] : P(1));
-        // What has slope 0, as most rows of a hinge have in the end, costs no additions.
-        if (found.slope != P(0))
-            for (long long k = span.start + team.first; k < span.stop; k += team.size)
-                atomicAdd(&gradient[indices[k]], found.slope * P(data[k]));
+        if (first < 0) add_entries(team, data, indices, span, parameters, found.slope, gradient);
         if (team.first == 0) {
+            if (first >= 0) parts.steps[first] = found.slope;
             bias_slope += double(found.slope);
             total += double(found.loss);
         }
@@ -108,10 +230,6 @@ gradient_of_sparse(long long loss, double delta, const T* __restrict__ data, con
     losses[blockIdx.x] = total;
 }
 
-__device__ __forceinline__ void add_whole(long long* to, long long term) {
-    atomicAdd(reinterpret_cast<unsigned long long*>(to), (unsigned long long)term);  // the same bits as signed
-}
-
 // The rows' terms in fixed point are added to `out` (features + 4,).
 template <class T, class I, class P>
 __global__ void __launch_bounds__(MOST_THREADS, 2)
@@ -119,26 +237,21 @@ fixed_point_of_sparse(long long loss, double delta, const T* __restrict__ data, 
                       const long long* __restrict__ indptr, long long features, const P* __restrict__ y,
                       const P* __restrict__ weight, const long long* __restrict__ rows, long long count,
                       long long at_once, const P* __restrict__ parameters, const P* __restrict__ scale, double per_unit,
-                      double per_loss_unit, long long* out) {
+                      double per_loss_unit, long long* out, const long long* __restrict__ where,
+                      const RowSums<P>* __restrict__ sums, P* __restrict__ steps) {
     __shared__ P scratch[WARP];
     __shared__ long long whole_scratch[WARP];
     const P bias = parameters[features];
+    const PartsFound<P> parts{where, sums, steps};
     long long bias_sum = 0, total = 0, mass = 0, loss_mass = 0;
-    for_rows(indptr, rows, count, at_once, [&](Team team, long long, long long number, Span span) DML_INLINE {
-        P squares = P(0);
-        P score = score_of(team, data, indices, span, parameters, scratch, [&](P x, I column) DML_INLINE {
-            P z = x * scale[column];
-            squares += z * z;
-        });
-        squares = team.sum(squares, scratch);
-        auto found = slope_and_loss(int(loss), P(delta), score + bias, y[number], weight ? weight[number] : P(1));
-        FixedRow<P> terms(found, squares, scale[features], per_unit, per_loss_unit);
-        if (terms.step != P(0))
-            for (long long k = span.start + team.first; k < span.stop; k += team.size) {
-                long long term = (long long)(P(data[k]) * scale[indices[k]] * terms.step);
-                if (term != 0) add_whole(&out[indices[k]], term);
-            }
+    for_rows(indptr, rows, count, at_once, [&](Team team, long long i, long long number, Span span) DML_INLINE {
+        const long long first = parts.first(i, span);
+        RowSums<P> row = sums_of_row<true>(team, data, indices, span, parameters, scale, parts, first, scratch);
+        auto found = slope_and_loss(int(loss), P(delta), row.score + bias, y[number], weight ? weight[number] : P(1));
+        FixedRow<P> terms(found, row.squares, scale[features], per_unit, per_loss_unit);
+        if (first < 0) add_entries(team, data, indices, span, scale, terms.step, out);
         if (team.first == 0) {
+            if (first >= 0) parts.steps[first] = terms.step;
             bias_sum += terms.bias;
             total += terms.loss;
             mass += terms.mass;
@@ -163,13 +276,16 @@ __global__ void __launch_bounds__(MOST_THREADS, 2)
 scores_of_sparse(long long loss, double delta, const T* __restrict__ data, const I* __restrict__ indices,
                  const long long* __restrict__ indptr, long long features, const P* __restrict__ y,
                  const P* __restrict__ weight, const long long* __restrict__ rows, long long count, long long at_once,
-                 const P* __restrict__ parameters, P* __restrict__ out, double* __restrict__ losses) {
+                 const P* __restrict__ parameters, P* __restrict__ out, double* __restrict__ losses,
+                 const long long* __restrict__ where, const RowSums<P>* __restrict__ sums) {
     __shared__ P scratch[WARP];
     __shared__ double wide_scratch[WARP];
     const P bias = parameters[features];
+    const PartsFound<P> parts{where, sums, nullptr};
     double total = 0;
     for_rows(indptr, rows, count, at_once, [&](Team team, long long i, long long number, Span span) DML_INLINE {
-        P score = score_of(team, data, indices, span, parameters, scratch, [](P, I) DML_INLINE {}) + bias;
+        P score = bias + sums_of_row<false>(team, data, indices, span, parameters, parameters, parts,
+                                            parts.first(i, span), scratch).score;
         if (team.first > 0) return;
         if (out) out[i] = score;
         if (losses)

@@ -6,6 +6,9 @@
 // block after block. So float32 sums are no longer than that many tiles, and every sum has an order that depends on
 // the grid alone.
 //
+// In fixed point a sum's tiles are neighbours and lie in one chunk of rows, whatever the grid. It is rounded to a whole
+// number and added by an atomic: the total's bits depend neither on the grid nor on which chunks there are beside one.
+//
 // Both products are tiles in registers: a float read from shared memory is used 2 to 8 times, as else reading it would
 // take longer than multiplying. Columns are dealt in packs of 4, so that a pack is one access.
 #include "packs.cuh"
@@ -26,13 +29,54 @@ struct TileShape {
     __device__ __forceinline__ int Y(int warps) const { return shares() + warps * R * L; }
 };
 
+// The tiles of R rows that a block takes, one after the other: every gridDim.x-th, or, in fixed point, every
+// gridDim.x-th run of `tiles_a_sum` in a chunk; the last of a chunk's runs and tiles may be shorter.
+template <int R, bool FIXED>
+struct Tiles {
+    long long rows, chunk_rows, tiles_a_sum, first, stop, summed;
+
+    __device__ __forceinline__ Tiles(long long rows_, long long chunk_rows_, long long tiles_a_sum_)
+        : rows(rows_), chunk_rows(chunk_rows_), tiles_a_sum(tiles_a_sum_), first(blockIdx.x * (long long)R),
+          stop(rows_), summed(0) {
+        if constexpr (FIXED) begin(blockIdx.x);
+    }
+
+    __device__ __forceinline__ long long run_rows() const { return tiles_a_sum * R; }
+    __device__ __forceinline__ long long runs_a_chunk() const { return (chunk_rows + run_rows() - 1) / run_rows(); }
+
+    // Begin with a run: `first` is at or past `rows` where there is none.
+    __device__ __forceinline__ void begin(long long run) {
+        const long long chunk = run / runs_a_chunk(), place = run % runs_a_chunk() * run_rows();
+        const long long end = place + run_rows() < chunk_rows ? place + run_rows() : chunk_rows;
+        first = chunk * chunk_rows + place;
+        stop = chunk * chunk_rows + end < rows ? chunk * chunk_rows + end : rows;
+    }
+
+    // Go on to the next tile; say whether the one before was a sum's last.
+    __device__ __forceinline__ bool next() {
+        if constexpr (FIXED) {
+            first += R;
+            if (first < stop) return false;
+            const long long chunk = (stop - 1) / chunk_rows;
+            begin(chunk * runs_a_chunk() + (stop - 1 - chunk * chunk_rows) / run_rows() + gridDim.x);
+            return true;
+        } else {
+            first += gridDim.x * (long long)R;
+            return ++summed % tiles_a_sum == 0;
+        }
+    }
+};
+
 // sums[b·width·count …] += block b's share of AᵀAV (width, count), count ≤ L, width ≤ C·blockDim.x; Y (rows, count) =
-// AV unless it is null. V is (width, count).
-template <class X, int L, int C, int R>
+// AV unless it is null. V is (width, count). With S = long long there is one share, which all blocks add to in units of
+// 1/per_unit; chunk c has rows c·chunk_rows … of the array.
+template <class X, int L, int C, int R, class S>
 __global__ void __launch_bounds__(256, 1) fused(const X* __restrict__ x, const double* __restrict__ shift,
                                                 const double* __restrict__ inverse, const float* __restrict__ V,
-                                                float* __restrict__ Y, double* __restrict__ sums, long long rows,
-                                                long long width, long long count, long long tiles_a_sum) {
+                                                float* __restrict__ Y, S* __restrict__ sums, long long rows,
+                                                long long width, long long count, long long tiles_a_sum,
+                                                long long chunk_rows, double per_unit) {
+    constexpr bool FIXED = same<S, long long>;
     constexpr int LQ = L / 4, RQ = R / 4, N = LQ % 4 == 0 ? 4 : 2;
     DML_DYNAMIC_SHARED(raw);
     float* const shared = reinterpret_cast<float*>(raw);
@@ -51,14 +95,14 @@ __global__ void __launch_bounds__(256, 1) fused(const X* __restrict__ x, const d
     const int quarter = threads / 4, reading_row = thread / quarter, reading_pack = thread % quarter;
     const bool whole_packs = columns % 4 == 0;
     Pack<X, 4> coming[RQ][C];
-    auto fetch = [&](long long tile) {
+    auto fetch = [&](long long first, long long stop) {
 #pragma unroll
         for (int i = 0; i < RQ; ++i)
 #pragma unroll
             for (int p = 0; p < C; ++p) {
-                const long long row = tile * R + reading_row + 4 * i;
+                const long long row = first + reading_row + 4 * i;
                 const int column = (reading_pack + p * quarter) * 4;
-                if (row >= rows || column >= columns) continue;
+                if (row >= stop || column >= columns) continue;
                 const X* const from = x + row * columns + column;
                 if (whole_packs) {
                     coming[i][p] = load<4>(from);
@@ -69,13 +113,13 @@ __global__ void __launch_bounds__(256, 1) fused(const X* __restrict__ x, const d
                 }
             }
     };
-    auto keep = [&](long long tile) {
+    auto keep = [&](int there_are) {
 #pragma unroll
         for (int i = 0; i < RQ; ++i)
 #pragma unroll
             for (int p = 0; p < C; ++p) {
                 const int row = reading_row + 4 * i, column = (reading_pack + p * quarter) * 4;
-                const bool there = tile * R + row < rows;
+                const bool there = row < there_are;
                 if (column >= columns) continue;
                 Pack<float, 4> kept;
 #pragma unroll
@@ -96,7 +140,7 @@ __global__ void __launch_bounds__(256, 1) fused(const X* __restrict__ x, const d
             }
             if (column >= columns) break;
 #pragma unroll 1
-            for (int row = reading_row; row < R && tile * R + row < rows; row += 4) {
+            for (int row = reading_row; row < there_are; row += 4) {
                 Pack<float, 4> kept = load<4>(tile_X + row * shape.row + column);
 #pragma unroll
                 for (int e = 0; e < 4; ++e) kept.at[e] = float((double(kept.at[e]) - by[e]) * per[e]);
@@ -111,7 +155,7 @@ __global__ void __launch_bounds__(256, 1) fused(const X* __restrict__ x, const d
     const int group = thread % 4 * LQ, first_pack = thread / 4;
     float z[C][4][LQ] = {};
     auto sum_up = [&]() {
-        double* const to = sums + blockIdx.x * width * count;
+        S* const to = FIXED ? sums : sums + blockIdx.x * width * count;
 #pragma unroll
         for (int p = 0; p < C; ++p)
 #pragma unroll
@@ -119,21 +163,28 @@ __global__ void __launch_bounds__(256, 1) fused(const X* __restrict__ x, const d
 #pragma unroll
                 for (int c = 0; c < LQ; ++c) {
                     const int column = (first_pack + p * quarter) * 4 + e;
-                    // No other thread adds to this place, so that the order is fixed; nothing is waited for.
-                    if (column < columns && group + c < count)
-                        atomicAdd(to + column * count + group + c, double(z[p][e][c]));
+                    if (column < columns && group + c < count) {
+                        S* const place = to + column * count + group + c;
+                        if constexpr (FIXED)
+                            atomicAdd(reinterpret_cast<unsigned long long*>(place),  // the same bits as signed
+                                      (unsigned long long)(long long)rint(double(z[p][e][c]) * per_unit));
+                        else  // no other thread adds to this place, so that the order is fixed; nothing is waited for
+                            atomicAdd(place, double(z[p][e][c]));
+                    }
                     z[p][e][c] = 0;
                 }
     };
 
-    const long long tiles = (rows + R - 1) / R;
-    long long summed = 0;
-    if (blockIdx.x < tiles) fetch(blockIdx.x);
-    for (long long tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    Tiles<R, FIXED> tiles(rows, chunk_rows, tiles_a_sum);
+    if (tiles.first < rows) fetch(tiles.first, tiles.stop);
+    while (tiles.first < rows) {
+        const long long first = tiles.first;
+        const int there_are = int(tiles.stop - first < R ? tiles.stop - first : R);
+        const bool is_last = tiles.next();
         __syncthreads();
-        keep(tile);
+        keep(there_are);
         __syncthreads();
-        if (tile + gridDim.x < tiles) fetch(tile + gridDim.x);
+        if (tiles.first < rows) fetch(tiles.first, tiles.stop);
 
         float y[RQ][LQ] = {};
         for (int q = 2 * warp + half_warp; q < shape.packs; q += 2 * warps) {
@@ -170,8 +221,7 @@ __global__ void __launch_bounds__(256, 1) fused(const X* __restrict__ x, const d
             float total = 0;
             for (int w = 0; w < warps; ++w) total += shares[w * R * L + e];
             tile_Y[e] = total;
-            const long long row = tile * R + e / L;
-            if (Y && row < rows && e % L < count) Y[row * count + e % L] = total;
+            if (Y && e / L < there_are && e % L < count) Y[(first + e / L) * count + e % L] = total;
         }
         __syncthreads();
 
@@ -194,9 +244,9 @@ __global__ void __launch_bounds__(256, 1) fused(const X* __restrict__ x, const d
                     for (int c = 0; c < LQ; ++c) z[p][e][c] += a.at[e] * b[c];
             }
         }
-        if (++summed % tiles_a_sum == 0) sum_up();
+        if (is_last) sum_up();
     }
-    sum_up();
+    if (!FIXED) sum_up();
 }
 
 // out[i] += Σ_b sums[b·size + i], block after block.

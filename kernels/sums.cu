@@ -7,19 +7,12 @@
 
 namespace dml {
 
-// out[j] = scale · Σ addends[j], for count elements; integers become floats before they are scaled.
-template <class From, class To>
-__global__ void __launch_bounds__(256) add_up(const From* only, const long long* table, long long addends,
-                                              long long from, double scale, To* out, long long count) {
+// out[j] = finished(Σ addends[j]), for count elements.
+template <class From, class To, class Finished>
+__device__ __forceinline__ void add_up_to(const Addends<From>& all, To* out, long long count, Finished finished) {
     constexpr int N = 16 / (sizeof(From) > sizeof(To) ? sizeof(From) : sizeof(To));
-    const Addends<From> all = {only, table, addends, from};
     const long long thread = blockIdx.x * (long long)blockDim.x + threadIdx.x;
     const long long threads = gridDim.x * (long long)blockDim.x;
-    auto finished = [scale](auto sum) {
-        if constexpr (same<To, long long>) return sum;
-        else if constexpr (same<From, long long>) return converted<To>(times(double(sum), scale));
-        else return converted<To>(times(sum, decltype(sum)(scale)));
-    };
     const long long packs = aligned<N>(out) && all.template all_aligned<N>() ? count / N : 0;
     for (long long pack = thread; pack < packs; pack += threads) {
         auto sum = all.template sum<N>(pack * N);
@@ -29,6 +22,21 @@ __global__ void __launch_bounds__(256) add_up(const From* only, const long long*
         store<N>(out + pack * N, result);
     }
     for (long long j = packs * N + thread; j < count; j += threads) out[j] = finished(all.template sum<1>(j).at[0]);
+}
+
+// out[j] = Σ addends[j], for count elements.
+template <class From, class To>
+__global__ void __launch_bounds__(256) add_up(const From* only, const long long* table, long long addends,
+                                              long long from, To* out, long long count) {
+    add_up_to(Addends<From>{only, table, addends, from}, out, count, [](auto sum) { return converted<To>(sum); });
+}
+
+// out[j] = Σ addends[j] / divisor, the quotient being float64's, for count elements of float32 or float64.
+template <class T>
+__global__ void __launch_bounds__(256, 4) average(const T* only, const long long* table, long long addends,
+                                               long long from, double divisor, T* out, long long count) {
+    add_up_to(Addends<T>{only, table, addends, from}, out, count,
+              [divisor](T sum) { return T(double(sum) / divisor); });
 }
 
 // out[j] = a[j] + b[j], for count elements; out may be a or b.

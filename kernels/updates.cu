@@ -105,14 +105,24 @@ __device__ __forceinline__ void step_pack(const Step<W>& s, const Addends<S>& su
 }
 
 // Takes a step in place of weights (count,), elements start … of a vector, by the gradient unit·(sum of the addends).
-// See take_step in updates.py for the rest; first, second and average are null where there is none. Three blocks a
-// processor have enough loads on their way: what the compiler would do to fit more of them costs stores.
+// See take_step in updates.py for the rest; first, second and average are null where there is none. `changing` is null,
+// or has {unit, step_size, correct1, correct2, pace} in place of those given: a launch that is replayed step by step
+// always has the same arguments. Three blocks a processor have enough loads on their way: what the compiler would do to
+// fit more of them costs stores.
 template <class W, class S>
 __global__ void __launch_bounds__(256, 3) take_step(
         long long rule, long long count, const S* only, const long long* table, long long addends, long long from,
         W* weights, W* first, W* second, W* average, long long start, const long long* edges, double unit, W clip,
-        W step_size, W momentum, W fresh1, W fresh2, W correct1, W correct2, W epsilon, W l1, W l2, W decay, W pace) {
+        W step_size, W momentum, W fresh1, W fresh2, W correct1, W correct2, W epsilon, W l1, W l2, W decay, W pace,
+        const double* changing) {
     constexpr int N = 16 / sizeof(W);
+    if (changing) {
+        unit = changing[0];
+        step_size = W(changing[1]);
+        correct1 = W(changing[2]);
+        correct2 = W(changing[3]);
+        pace = W(changing[4]);
+    }
     const Step<W> s = {rule,     clip, step_size, momentum, fresh1, fresh2, correct1,
                        correct2, epsilon, l1,     l2,       decay,  pace};
     const Addends<S> summed = {only, table, addends, from};

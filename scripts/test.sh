@@ -69,10 +69,20 @@ color=no
 pytest=(python -m pytest -q --color=$color)
 
 # The tests marked `job` start ranks of their own, so what they show depends on the MPI library too.
-bounded "${pytest[@]}" tests/unit ${only_mpi:+-m job} "$@"
+bounded "${pytest[@]}" -n 2 tests/unit ${only_mpi:+-m job} "$@"
 [ -n "$only_mpi" ] || bounded tests/gpu/run.sh "${pytest[@]}" "$@"
-for n in 1 2 3 4; do
+# Of another library, one rank and an odd number show nothing new; nor do four of the arithmetic, after three.
+for n in ${only_mpi:+2 4} ${only_mpi:-1 2 3 4}; do
+    [ "$n" != yes ] || continue
+    mine=()
+    [ -z "$only_mpi" ] && [ "$n" != 4 ] || mine=(-m "not maths")
     # A rank is a core, as it is under the command.
-    OMP_NUM_THREADS=1 bounded mpirun -n "$n" "${pytest[@]}" tests/mpi --with-mpi ${only_mpi:+-m "not maths"} "$@"
+    OMP_NUM_THREADS=1 bounded mpirun -n "$n" "${pytest[@]}" tests/mpi --with-mpi "${mine[@]}" "$@"
 done
+# Batch scripts, where a Slurm of several nodes can be had on this machine.
+if why=$(scripts/local_slurm.sh 1 -- true 2>&1); then
+    bounded scripts/local_slurm.sh 6 --gpus 2 -- "${pytest[@]}" -n 2 tests/slurm ${only_mpi:+-m "not maths"} "$@"
+else
+    printf '\n== tests/slurm are skipped: %s\n' "${why##*$'\n'}"
+fi
 printf '\n== all passed with %s\n' "$mpi"

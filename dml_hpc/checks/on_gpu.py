@@ -59,6 +59,29 @@ def copies(device: Device) -> str:
     return "pinned memory is copied beside the work"
 
 
+def graphs(device: Device) -> str:
+    """Work is captured, and does again what it did on what its arrays hold by then, as steps of training do."""
+    from dml_hpc.kernels.cuda.sums import add
+
+    there, numbers, out = device.pinned(COUNT, np.float32), device.empty(COUNT, np.float32), device.zeros(COUNT, "f4")
+
+    def work() -> None:
+        device.load(numbers, there)
+        twice = device.zeros(COUNT, np.float32)
+        add(device, numbers, numbers, twice)
+        add(device, twice, out, out)
+
+    there[:] = 1
+    work()
+    replay = device.capture(work)
+    for number in (2, 3):
+        device.synchronize()  # what is loaded from has been read
+        there[:] = number
+        replay()
+    _expect(device.get(out), np.full(COUNT, 2 * (1 + 2 + 3), np.float32))
+    return "captured work is done again"
+
+
 def ipc(device: Device, child: Sequence[str] = ()) -> str:
     """Another process opens this one's array, and writes to it; ``child`` is its command, but for the handle."""
     array = device.shareable(COUNT, np.float32)
@@ -96,7 +119,7 @@ def nccl(device: Device) -> str:
 
 
 OPERATIONS = {"gpu memory": allocation, "gpu kernels": kernel, "gpu products": product, "gpu copies": copies,
-              "gpu ipc": ipc, "nccl": nccl}
+              "gpu graphs": graphs, "gpu ipc": ipc, "nccl": nccl}
 
 
 def _expect(found: np.ndarray, wanted: np.ndarray) -> None:

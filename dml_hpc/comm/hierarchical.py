@@ -102,7 +102,7 @@ class HierarchicalReducer(Reducer):
             self._counts[:2] = count, count
             while not kernels.node_allreduce(vectors.flags, self._node.rank, count, vectors.inputs, self.buffer,
                                              self._slice.start, self._slice.stop, *self._patience()):
-                nap()
+                self._nap()
         else:
             self._meet(0)
             if self._alone:
@@ -171,7 +171,11 @@ class HierarchicalReducer(Reducer):
         """Wait until all ranks of the node are here: 0 with its addend, 1 its sum, 2 what is to be gathered."""
         self._counts[meeting] += 1
         while not kernels.meet(self._vectors.flags[meeting], self._node.rank, self._counts[meeting], *self._patience()):
-            nap()
+            self._nap()
+
+    def _nap(self) -> None:
+        nap()
+        self._node.Iprobe()  # it raises when a rank of the node has died, whom shared memory would wait for for ever
 
     def _patience(self) -> tuple[int, int]:
         return (0, 1) if in_background() else (self._spins, PATIENCE)

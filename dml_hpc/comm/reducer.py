@@ -43,7 +43,8 @@ class Reducer(ABC):
     - ``total`` (size,): after `allreduce` the sum, the same to the bit on every rank, to be read until the next call
       begins. It may lie where ``buffer`` lies, and in memory that other ranks read too: write to neither between a
       call and the last use of its sum.
-    - ``weights`` (size,), when asked for: what `reduce_update` gathers. It keeps its content between calls.
+    - ``weights`` (size,), when asked for: what `reduce_update` gathers. It keeps its content between calls. On a device
+      it is this rank's own, which may change it between calls, once all ranks have come back from the last.
     - ``place``: where these lie. On a device, work on them is queued, here as by the caller, and `settle` waits for it.
     - ``owned``: the range of elements whose sum this rank has after `reduce_scatter`, and updates in `reduce_update`.
       Every element is some rank's; with some algorithms every rank's.

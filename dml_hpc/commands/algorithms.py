@@ -11,6 +11,7 @@ from dml_hpc.commands.train_options import Options
 from dml_hpc.commands.training_run import Opened, Run, opened
 from dml_hpc.data.batches import Batches
 from dml_hpc.data.dataset import Dataset
+from dml_hpc.data.leaving_out import leave_out_lost, settle_losses
 from dml_hpc.data.reading import Reader, gives_weights, open_reader
 from dml_hpc.data.shares import CHUNK_ROWS, DealtShare, DrawnShare, Share, SharesReader, load_all
 from dml_hpc.errors import UserError
@@ -54,7 +55,7 @@ def _open_local(run: Run, stack: ExitStack) -> Opened:
     vectors = run.vectors()
     learner = MiniBatches(vectors, run.open_optimiser((0, size)), options.clip_norm)
     reducer = run.open_reducer(stack, Local.averaged(run.problem, learner, options.average_momentum), options.dtype,
-                               device=run.device)
+                               None if run.device is None else options.dtype, run.device)
     algorithm = Local(*run.shared(reader), vectors, reducer, learner, run.schedule(batches, reader.steps), run.start(),
                       tau, batches, options.average_momentum)
     rounds = None if batches is None else -(-batches // tau)
@@ -73,12 +74,16 @@ def _open_lbfgs(run: Run, stack: ExitStack) -> Opened:
 
 def _open_average(run: Run, stack: ExitStack) -> Opened:
     options, comm, problem = run.options, run.comm, run.problem
-    count = options.machines or comm.size
+    begun = None if run.kept is None else int(run.kept.values["machines"])
+    count = begun or options.machines or comm.size
     with agreed(comm):
+        if options.machines not in (None, count):
+            raise UserError(f"--machines {options.machines}: the run to go on with was begun with {count}; give that, "
+                            "or leave it out")
         if options.time_budget is not None and options.rounds != 1 and options.epochs is None and options.steps is None:
             raise UserError("--time-budget alone does not say how long a round is; give --epochs or --steps too, or "
                             "leave out --rounds")
-        if options.time_budget is not None and count > comm.size:
+        if options.time_budget is not None and count > comm.size and begun is None:
             raise UserError(f"--time-budget does not go with more --machines ({count}) than ranks ({comm.size}), which "
                             "take turns; give --epochs or --steps")
     own = range(*split(count, comm.size, comm.rank))
@@ -97,7 +102,7 @@ def _open_average(run: Run, stack: ExitStack) -> Opened:
     chunks = epochs * readers[0].steps if epochs is not None else None
     if options.steps is not None:
         chunks = -(-options.steps // CHUNK_ROWS)
-    bar = run.console.bar((chunks or 0) * len(machines), "training")
+    bar = run.console.bar((chunks or 0) * len(machines), "training", _chunks_before(run, own))
     plan = Plan(count, int(options.rounds or 1), epochs, options.steps, options.weighting == "rows",
                 None if one_by_one else int(options.batch_size or 1), run.at_once)
     algorithm = Averaging(*run.shared(readers[0]), plan, reducer, learner, machines,
@@ -105,6 +110,12 @@ def _open_average(run: Run, stack: ExitStack) -> Opened:
                           lambda loss: bar.advance(1, f"loss {loss:.4f}"))
     return Opened(algorithm, options.rounds, options.tolerance, lambda met: None, bar.close, reducer,
                   count_steps=lambda steps: algorithm.most_examples())
+
+
+def _chunks_before(run: Run, own: range) -> int:
+    """Return how many chunks this rank's machines learnt from before the run was resumed."""
+    places = [] if run.kept is None else [place for rank in run.kept.own for place in rank["places"]]
+    return sum(place["chunk"] for place in places if place["number"] in own)
 
 
 def _readers(run: Run, stack: ExitStack, count: int, own: range) -> list[Reader]:
@@ -118,17 +129,25 @@ def _readers(run: Run, stack: ExitStack, count: int, own: range) -> list[Reader]
     if all(comm.allgather(fits_resident(dataset, dtype, most_bytes, weighted))):
         with agreed(comm):
             loaded = load_all(dataset, run.learnable, dtype)
+        if dataset.skips_bad_shards:
+            leave_out_lost(comm, dataset)
+        run.problem.leave_out(dataset)
         return [SharesReader(loaded, share, comm.rank, comm.size) for share in _shares(options, dataset, count, own)]
     with agreed(comm):
         if options.replicas:
             raise UserError(f"--replicas draws rows from anywhere in {dataset.path}, which do not fit in memory; give "
                             "a larger --memory-limit, or leave out --replicas")
+        if run.kept is not None and count != comm.size:
+            raise UserError(f"{dataset.path} does not fit in memory: each of the {count} machines of the run has read "
+                            f"its own part, on a rank of its own; go on with {count} ranks, or begin anew")
         if count != comm.size:
             raise UserError(f"{dataset.path} does not fit in memory, and is read by one machine a rank; leave out "
                             "--machines, or give a larger --memory-limit")
         batches = Batches(dataset, CHUNK_ROWS * count, comm.rank, count, options.seed, options.shuffle,
                           dataset.chunk_rows)
         reader = stack.enter_context(open_reader(dataset, batches, run.learnable, dtype, most_bytes))
+    settle_losses(comm, reader)
+    run.problem.leave_out(dataset)
     run.console.say("         the rows do not fit in memory: each machine reads a contiguous part of them, so they "
                     "should have been stored in random order (`data import --shuffle`)")
     return [reader]

@@ -101,7 +101,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
     split = row["time_split"]
     return [row["contender"], f"{row['loss']:.5f}",
             f"{min(row['validation_losses']):.5f}" if row["validation_losses"] else "", f"{row['epochs']:.3g}",
-            f"{row['steps']:,}", f"{row['examples_per_s']:,.0f}", "" if None in sent else f"{sum(sent) / 1e6:,.1f}",
+            f"{row['steps']:,}", f"{row['examples_per_s'] or 0:,.0f}",
+            "" if None in sent else f"{sum(sent) / 1e6:,.1f}",
             f"{split['wait'] / max(sum(split.values()), 1e-9):.0%}", row["stopped"]]
 
 

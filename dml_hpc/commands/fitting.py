@@ -15,6 +15,8 @@ from dml_hpc.comm.reducer import Reducer
 from dml_hpc.commands import reducing
 from dml_hpc.commands.algorithms import open_algorithm
 from dml_hpc.commands.devices import open_rows
+from dml_hpc.commands.going_on import check_limits, limits_of
+from dml_hpc.commands.keeping import Keeping, about_run
 from dml_hpc.commands.learnable import Learnable, open_learnable
 from dml_hpc.commands.opening import most_row_bytes, named, open_data
 from dml_hpc.commands.scoring import check_features
@@ -23,6 +25,7 @@ from dml_hpc.commands.training_run import Run, compile_kernels
 from dml_hpc.console import Console
 from dml_hpc.data.batches import Batches
 from dml_hpc.data.dataset import Dataset
+from dml_hpc.data.leaving_out import leave_out_lost, settle_losses
 from dml_hpc.data.reading import Reader, open_reader
 from dml_hpc.errors import AgreedError, UserError
 from dml_hpc.kernels import start_compiler
@@ -32,10 +35,13 @@ from dml_hpc.objectives import open_objective
 from dml_hpc.objectives.layers import Layers
 from dml_hpc.objectives.scaling import Scaling, identity, of_sparse, standardising
 from dml_hpc.store.model import Model, weights_digest
+from dml_hpc.trainers.algorithm import Algorithm
 from dml_hpc.trainers.divergence import advice, diverged
 from dml_hpc.trainers.loop import LEAST_ROWS, RISEN, Limits, Outcome, train
 from dml_hpc.trainers.on_device import DeviceProblem
 from dml_hpc.trainers.problem import Problem
+from dml_hpc.trainers.rebalancing import Rebalancing
+from dml_hpc.trainers.stragglers import Pace
 from dml_hpc.trainers.theory import explain
 from dml_hpc.trainers.trace import Trace
 
@@ -55,14 +61,18 @@ class Fit:
     spans: np.ndarray
 
 
-def fit(comm: Intracomm, console: Console, data: Sequence[Path], given: Options, at_once: bool = True) -> Fit:
-    """Collective: train on the data set ``data`` as the options say. Raises `AgreedError`.
+def fit(comm: Intracomm, console: Console, data: Sequence[Path], given: Options, at_once: bool = True,
+        keeping: Keeping | None = None) -> Fit:
+    """Collective: train on the data set ``data`` as the options say, and keep the run as ``keeping`` says.
+
+    Raises `AgreedError`.
 
     With ``at_once`` a rank whose loss goes wrong where no other knows of it ends the job there and then.
     """
     with agreed(comm):
         objective = open_objective(given.objective, **given.objective_settings)
-    dataset = open_data(comm, data, given.x_key, given.y_key, given.weight_key, statistics=given.scale)
+    dataset = open_data(comm, data, given.x_key, given.y_key, given.weight_key, statistics=given.scale,
+                        skip_bad_shards=given.skip_bad_shards)
     with agreed(comm):
         if dataset.rows == 0:
             raise UserError(f"{named(data)} has no rows to train on")
@@ -80,7 +90,8 @@ def fit(comm: Intracomm, console: Console, data: Sequence[Path], given: Options,
         scaling, squared_norm = _scaling(dataset, layers, options, dtype)
         if dataset.features > WIDE:  # they take more memory than the model, and have served
             dataset.manifest = replace(dataset.manifest, statistics=None)
-        problem = Problem(objective, layers, scaling, dataset.rows, options.l1, options.l2, dtype, squared_norm)
+        problem = Problem(objective, layers, scaling, dataset.rows, options.l1, options.l2, dtype, squared_norm,
+                          learnable.mean_without)
         if moved is not None:
             problem = DeviceProblem(problem, moved)
     console.say(f"train    {options.objective} on {named(data)}: {dataset.rows:,} rows × {dataset.features:,} "
@@ -97,9 +108,16 @@ def fit(comm: Intracomm, console: Console, data: Sequence[Path], given: Options,
               moved)
     with first_on_node(comm):  # the first rank fills Numba's cache, the others load it
         compile_kernels(run)
-    with open_algorithm(run) as opened:
+    keeping = keeping or Keeping()
+    about = about_run(comm, "train", dataset, _meaning(options), validation)
+    kept = keeping.kept(comm, console, about)
+    if kept is not None:
+        run.kept, run.steps_before = kept.part("algorithm"), kept.part("loop").values["step"]
+    with open_algorithm(run) as opened, keeping.saving(comm, console, about, kept) as saving:
         algorithm = opened.algorithm
-        reader = algorithm.reader
+        with agreed(comm):
+            if kept is not None:
+                check_limits(kept, options, opened)
         validate: Callable[[np.ndarray], float] | None = None
         if validation is not None:
             held = _Validation(comm, validation, problem, learnable, options)
@@ -107,25 +125,34 @@ def fit(comm: Intracomm, console: Console, data: Sequence[Path], given: Options,
             validate = held.loss
         comm.Barrier()  # so that time begins at once everywhere
         started = time.perf_counter()
-        limits = Limits(opened.steps, opened.tolerance, int(options.patience or PATIENCE))
+        limits = Limits(opened.steps, opened.tolerance, int(options.patience or PATIENCE), limits_of(options))
+        pace, rebalancing = _watching(comm, run, algorithm)
         outcome = train(comm, algorithm, limits, opened.on_step, validate,
-                        lambda step, how: diverged(comm, algorithm, step, how))
+                        lambda step, how: diverged(comm, algorithm, step, how), saving, pace, rebalancing)
+        reader = algorithm.reader
         work_s = time.perf_counter() - started
         outcome.losses = algorithm.epoch_losses() or outcome.losses
         raw = scaling.fold(outcome.parameters, np.empty_like(outcome.parameters))
         digest = _same_everywhere(comm, raw)
-        loss = _final_loss(comm, problem, reader, raw, advice(algorithm, None))
+        loss = _final_loss(comm, problem, learnable, reader, raw, advice(algorithm, None))
         if outcome.began > 0 and loss > RISEN * outcome.began and dataset.rows >= LEAST_ROWS:
             raise diverged(comm, algorithm, outcome.steps - 1, f"rose from {outcome.began:.4g} to {loss:.4g}")
         opened.close_bar(f"loss {loss:.4f}")
-        theory = explain(comm, algorithm, lambda parameters: _loss(comm, problem, reader, scaling.fold(
+        theory = explain(comm, algorithm, lambda parameters: _loss(comm, problem, learnable, reader, scaling.fold(
             parameters, np.empty_like(parameters))), loss)
         steps = opened.count_steps(outcome.steps)
         own = {**clock.seconds, "rows": algorithm.own_rows, "work_s": work_s, "bytes_sent": trace.bytes_sent(),
                "rows_are": reader.how, "device": None if moved is None else moved.device.description,
                "rows_on_device": None if moved is None else moved.keep(reader.at_hand()),
-               "peak_bytes": peak_bytes(), "examples": round(trace.examples)}
+               "left_out_rows": reader.left_out_rows,
+               "peak_bytes": peak_bytes(), "examples": round(trace.examples), "checkpoint_s": saving.lost_s}
     result = _account(comm, data, dataset, options, outcome, own, trace)
+    result.update(checkpoints=saving.count, checkpoints_failed=saving.failures,
+                  resumed_from=None if kept is None else run.steps_before,
+                  ranks_at_starts=[comm.size] if keeping.memory is None else keeping.memory.ranks)
+    result.update(stragglers=[] if pace is None else pace.result(),
+                  busy_per_rank=[one["read"] + one["compute"] for one in result["per_rank"]],
+                  rebalanced=[] if rebalancing is None else rebalancing.moves)
     result.update(exchange_used=opened.exchange, loss=loss, penalty=problem.penalty(outcome.parameters),
                   weights_digest=digest, theory=theory, steps=steps,
                   parameters=layers.size, **_summing(opened.reducer, options))
@@ -136,8 +163,34 @@ def fit(comm: Intracomm, console: Console, data: Sequence[Path], given: Options,
 
 
 _OF_THE_RUN = ("allreduce_used", "compression_used", "exchange_used", "allreduce_choice", "time_split", "per_rank",
-               "work_s", "examples_per_s", "weights_digest", "trace", "theory")
+               "work_s", "examples_per_s", "weights_digest", "trace", "theory", "checkpoints", "checkpoints_failed",
+               "resumed_from", "ranks_at_starts", "rebalance", "rebalanced", "stragglers", "busy_per_rank")
 """What says how the run went, not how the model came about; two runs may differ in it and give the same model."""
+
+
+_FREE = ("memory_limit", "allreduce", "tuning", "fan_in", "exchange", "overlap", "epochs", "steps", "rounds",
+         "time_budget", "tolerance", "patience", "validation", "device", "rows_as", "trace", "machines",
+         "skip_bad_shards", "rebalance")
+"""Options that a run may change when it goes on from a checkpoint: how far, and by which means."""
+
+
+def _watching(comm: Intracomm, run: Run, algorithm: Algorithm) -> tuple[Pace | None, Rebalancing | None]:
+    """Collective: return what looks how fast ranks get on, and what moves rows between them where that is wanted."""
+    if comm.size == 1:
+        return None, None
+    say, reopen, wanted = run.console.say, run.reopen, run.options.rebalance
+    advice = "" if wanted or reopen is None else "; --rebalance would give it fewer rows"
+    pace = Pace(comm, algorithm, say, advice)
+    return pace, Rebalancing(comm, algorithm, pace, reopen, say) if wanted and reopen is not None else None
+
+
+def _meaning(options: Options) -> dict[str, Any]:
+    """Return the options that a checkpoint must share with the run that goes on from it."""
+    return {name: _json(value) for name, value in vars(options).items() if name not in _FREE}
+
+
+def _json(value: Any) -> Any:
+    return value if value is None or isinstance(value, (bool, int, float, str)) else _plain(value)
 
 
 def _summing(reducer: Reducer | None, options: Options) -> dict[str, Any]:
@@ -178,7 +231,8 @@ def _scaling(dataset: Dataset, layers: Layers, options: Options, dtype: np.dtype
 def _open_validation(comm: Intracomm, dataset: Dataset, options: Options) -> Dataset | None:
     if options.validation is None:
         return None
-    held = open_data(comm, [options.validation], options.x_key, options.y_key, options.weight_key)
+    held = open_data(comm, [options.validation], options.x_key, options.y_key, options.weight_key,
+                     skip_bad_shards=options.skip_bad_shards)
     with agreed(comm):
         check_features(dataset.manifest.feature_names, dataset.features, held, "the model",
                        str(options.validation))
@@ -192,28 +246,32 @@ class _Validation:
 
     def __init__(self, comm: Intracomm, held: Dataset, problem: Problem, learnable: Learnable, options: Options):
         self._comm, self._problem = comm, problem
-        self._rows, learnable = held.rows, learnable.of(comm, held)
+        self._learnable = learnable = learnable.of(comm, held)
         node_ranks = ranks_on_node(comm)
         with agreed(comm):
             batches = Batches(held, None, comm.rank, comm.size)
             most_bytes = most_row_bytes(held, batches, node_ranks, options.memory_limit)
             self.reader = open_reader(held, batches, learnable, problem.dtype, most_bytes)
+        settle_losses(comm, self.reader)
 
     def loss(self, parameters: np.ndarray) -> float:
         """Collective: return the mean loss under ``parameters`` by standardised features."""
         raw = self._problem.scaling.fold(parameters, np.empty_like(parameters))
-        own = self._problem.summed_loss(self.reader.everything(), raw)
-        return self._comm.allreduce(own) / self._rows
+        return _loss(self._comm, self._problem, self._learnable, self.reader, raw)
 
 
-def _loss(comm: Intracomm, problem: Problem, reader: Reader, raw: np.ndarray) -> float:
-    """Collective: return the mean loss of all rows, without the penalty: one more pass over the data."""
-    own = problem.summed_loss(reader.everything(), raw)
-    return comm.allreduce(own) / max(problem.rows, 1)
+def _loss(comm: Intracomm, problem: Problem, learnable: Learnable, reader: Reader, raw: np.ndarray) -> float:
+    """Collective: return the mean loss of all rows that count, without the penalty: one more pass over the data."""
+    rows = reader.dataset
+    while True:
+        own = problem.summed_loss(reader.everything(), raw)
+        if not (reader.may_lose and leave_out_lost(comm, rows)):
+            return comm.allreduce(own) / max(rows.used_rows * learnable.mean_without(rows, rows.forgone), 1e-300)
 
 
-def _final_loss(comm: Intracomm, problem: Problem, reader: Reader, raw: np.ndarray, mend: str) -> float:
-    loss = _loss(comm, problem, reader, raw)
+def _final_loss(comm: Intracomm, problem: Problem, learnable: Learnable, reader: Reader, raw: np.ndarray,
+                mend: str) -> float:
+    loss = _loss(comm, problem, learnable, reader, raw)
     if not (np.isfinite(loss) and np.isfinite(raw).all()):
         raise AgreedError(f"training ended with a loss of {loss}, or weights that are not all finite: {mend}; the "
                           "model is not saved", 0, 1)
@@ -236,14 +294,18 @@ def _account(comm: Intracomm, data: Sequence[Path], dataset: Dataset, options: O
     splits = comm.allgather(own)
     points = comm.allgather(trace.points)
     work_s = max(split["work_s"] for split in splits)
-    told = {name: value if value is None or isinstance(value, (bool, int, float, str)) else _plain(value)
-            for name, value in vars(options).items() if name not in ("x_key", "y_key", "weight_key", "tuning", "trace")}
+    new = outcome.rows - outcome.earlier_rows
+    told = {name: _json(value) for name, value in vars(options).items()
+            if name not in ("x_key", "y_key", "weight_key", "tuning", "trace")}
     return {
-        **told, "examples": outcome.rows, "epochs": outcome.rows / dataset.rows,
-        "examples_per_s": outcome.rows / work_s, "losses": outcome.losses, "validation_losses": outcome.validation,
-        "stopped": outcome.stopped, "time_split": {name: max(split[name] for split in splits) for name in PHASES},
-        "work_s": work_s, "per_rank": splits, "data": named(data), "rows": dataset.rows, "features": dataset.features,
-        "trace": points,
+        **told, "examples": outcome.rows, "epochs": outcome.rows / dataset.used_rows,
+        "examples_per_s": new / work_s if new else None, "losses": outcome.losses,
+        "validation_losses": outcome.validation, "stopped": outcome.stopped,
+        "time_split": {name: max(split[name] for split in splits) for name in PHASES},
+        "skipped_shards": [one._asdict() for one in dataset.left_out],
+        "skipped_rows": sum(one.rows or 0 for one in dataset.left_out),
+        "work_s": work_s, "per_rank": splits, "data": named(data), "rows": dataset.used_rows,
+        "features": dataset.features, "trace": points,
     }
 
 

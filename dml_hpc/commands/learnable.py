@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,9 +25,10 @@ class Learnable:
     """
 
     def __init__(self, objective: Objective, classes: list[float] | None, dtype: np.dtype, sample_weight: bool,
-                 class_weight: np.ndarray | None = None, mean: float = 1.0):
+                 class_weight: np.ndarray | None = None, mean: float = 1.0, by_shard: Sequence[float] = ()):
         self._objective, self._classes, self._dtype = objective, classes, dtype
         self._sample_weight, self._class_weight, self._mean = sample_weight, class_weight, mean
+        self._by_shard = by_shard
 
     def __call__(self, labels: np.ndarray, weight: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
         targets = self._objective.targets(labels, self._classes, self._dtype)
@@ -41,6 +43,17 @@ class Learnable:
         of_class = self._class_weight[np.searchsorted(self._classes or [], labels)]
         return of_class if counts is None else counts * of_class
 
+    def mean_without(self, dataset: Dataset, numbers: Collection[int]) -> float:
+        """Return what rows count on average, as called, in the shards other than ``numbers``; the same on any ranks.
+
+        ``dataset`` is what `of` was asked for.
+        """
+        if not numbers or not self._by_shard:
+            return 1.0
+        rest = [number for number in range(len(self._by_shard)) if number not in numbers]
+        rows = sum(dataset.manifest.shards[number].rows for number in rest)
+        return math.fsum(self._by_shard[number] for number in rest) / max(rows, 1) / self._mean
+
     def of(self, comm: Intracomm, dataset: Dataset) -> Learnable:
         """Collective: return the same for a data set, with the mean of its rows' weights.
 
@@ -53,20 +66,20 @@ class Learnable:
             if self.counts(none, none if dataset.weighted else None) is None:
                 return self
             for number in range(comm.rank, len(dataset.paths), comm.size):
-                shard = dataset.shard(number)
-                labels = shard.y()
+                labels, weight = dataset.labels(number)
                 self._objective.targets(labels, self._classes, self._dtype)
-                counts = self.counts(labels, shard.weight())
+                counts = self.counts(labels, weight)
                 assert counts is not None
                 sums[number] = math.fsum(value for start in range(0, len(counts), 1 << 16)
                                          for value in counts[start:start + (1 << 16)].tolist())
-        total = math.fsum(_by_shard(comm, sums))
+        by_shard = _by_shard(comm, sums)
+        total = math.fsum(by_shard)
         with agreed(comm):
             if not (total > 0 and math.isfinite(total)):
                 raise UserError(f"{dataset.path}: all rows together weigh {total:g}; give weights above 0, and finite "
                                 "in sum")
         return Learnable(self._objective, self._classes, self._dtype, self._sample_weight, self._class_weight,
-                         total / dataset.rows)
+                         total / dataset.rows, by_shard)
 
 
 def open_learnable(comm: Intracomm, dataset: Dataset, objective: Objective, classes: list[float] | None,
@@ -94,7 +107,7 @@ def open_learnable(comm: Intracomm, dataset: Dataset, objective: Objective, clas
         sums = {}
         with agreed(comm):
             for number in range(comm.rank, len(dataset.paths), comm.size):
-                labels, weight = dataset.shard(number).y(), dataset.shard(number).weight()
+                labels, weight = dataset.labels(number)
                 plain(labels, None)  # names a label that is no class
                 sums[number] = np.bincount(np.searchsorted(classes, labels), weight if sample_weight else None,
                                            minlength=len(classes)).astype(np.float64)

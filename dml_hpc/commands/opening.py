@@ -10,6 +10,7 @@ import numpy as np
 
 from dml_hpc.data.batches import Batches
 from dml_hpc.data.dataset import Dataset, open_dataset
+from dml_hpc.data.leaving_out import without_bad_shards
 from dml_hpc.data.reading import stored_bytes
 from dml_hpc.data.shard import keys_of
 from dml_hpc.data.totals import with_statistics
@@ -21,13 +22,17 @@ if TYPE_CHECKING:
 
 
 def open_data(comm: Intracomm, data: Sequence[Path], x_key: str | None, y_key: str | None,
-              weight_key: str | None = None, statistics: bool = False, labels: bool = True) -> Dataset:
+              weight_key: str | None = None, statistics: bool = False, labels: bool = True,
+              skip_bad_shards: bool = False) -> Dataset:
     """Collective: open what a command line names; with ``statistics`` count those that no manifest has.
 
     Of very many features none are counted; see `Dataset.countable`. Without ``labels`` files without a manifest need
-    none. Raises `AgreedError` for what is no data set.
+    none. With ``skip_bad_shards`` those that are missing or damaged are left out: see `without_bad_shards`. Raises
+    `AgreedError` for what is no data set.
     """
-    dataset = open_dataset(data, keys_of(x_key, y_key, weight_key), comm, labels)
+    dataset = open_dataset(data, keys_of(x_key, y_key, weight_key), comm, labels, skip_bad_shards=skip_bad_shards)
+    if skip_bad_shards:
+        dataset = without_bad_shards(comm, dataset)
     return with_statistics(comm, dataset) if statistics else dataset
 
 

@@ -13,19 +13,24 @@ import numpy as np
 from dml_hpc.comm.clock import Clock
 from dml_hpc.commands import reducing
 from dml_hpc.commands.devices import open_gpu
+from dml_hpc.commands.keeping import Keeping, about_run
 from dml_hpc.commands.opening import named, open_data
 from dml_hpc.commands.projecting import check_folder, write_left
 from dml_hpc.data.dataset import Dataset
 from dml_hpc.decomposition.grid import Grid
 from dml_hpc.decomposition.matrix import Matrix
 from dml_hpc.decomposition.svd.choice import Choice, choose
+from dml_hpc.decomposition.svd.course import PART, Course
 from dml_hpc.decomposition.svd.truncated import Found, Wanted, truncated_svd
 from dml_hpc.errors import UserError
 from dml_hpc.files import check_output
 from dml_hpc.kernels import start_compiler
 from dml_hpc.memory import free_bytes, peak_bytes, resident_bytes
 from dml_hpc.mpi import agreed, ranks_on_node
+from dml_hpc.store.every import Every
 from dml_hpc.store.factors import Factors, write_factors
+from dml_hpc.store.saving import Memory
+from dml_hpc.store.state import Kept
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -38,16 +43,24 @@ ROWS_SHOWN = 20
 def run(comm: Intracomm, console: Console, data: Sequence[Path], x_key: str | None, output: Path, k: int | None,
         tolerance: tuple[str, float] | None, accuracy: float, method: str, grid: tuple[int, int] | None, center: bool,
         scale: bool, left: Path | None, plot: Path | None, memory_limit: int | None, reproducible: bool, seed: int,
-        allreduce: str | None, tuning: Path | None, overwrite: bool, device: str = "cpu") -> dict[str, Any]:
+        allreduce: str | None, tuning: Path | None, overwrite: bool, device: str = "cpu",
+        checkpoint: Path | None = None, checkpoint_every: Every | None = None, keep: int | None = None,
+        resume: bool = False, memory: Memory | None = None, skip_bad_shards: bool = False) -> dict[str, Any]:
     """Collective: factorise ``data``, write the triplets to ``output``, U to ``left`` and a scree plot to ``plot``.
 
     With ``device`` "cuda" products with rows are computed on a GPU; U is projected by the CPU, as `svd-apply` does.
+    ``checkpoint``, ``checkpoint_every``, ``keep``, ``resume`` and ``memory`` are those of `Keeping`; a step is a pass
+    over the data.
 
     Returns the ``--json`` keys. Times are in seconds, each the largest over the ranks. Residuals hold None where σ is
     zero to rounding. Raises `AgreedError` on every rank for what the user can mend, before anything is written.
     """
     started = time.perf_counter()
+    keeping = Keeping(checkpoint, checkpoint_every, keep, resume, memory)
+    # When survivors begin anew, what stands at the outputs is this run's own.
+    overwrite = overwrite or (memory is not None and bool(memory.ranks))
     with agreed(comm):
+        keeping.check(comm.rank, data)
         if allreduce == "nccl":
             raise UserError("--allreduce nccl sums vectors that lie on GPUs, and what svd sums lies on the host; leave "
                             "it out, or choose another")
@@ -65,14 +78,21 @@ def run(comm: Intracomm, console: Console, data: Sequence[Path], x_key: str | No
             if left.absolute() in (output.absolute(), *output.absolute().parents):
                 raise UserError(f"--left {left} is where -o is written; choose another folder")
         check_folder(comm, left, overwrite, data, "--left")
-    dataset = open_data(comm, data, x_key, None, labels=False, statistics=center or scale)
+    dataset = open_data(comm, data, x_key, None, labels=False, statistics=center or scale,
+                        skip_bad_shards=skip_bad_shards)
     shift, divisor = _standardising(comm, dataset, center, scale)
+    about = about_run(comm, "svd", dataset, {
+        "x_key": x_key, "k": k, "accuracy": accuracy,
+        "tolerance": None if tolerance is None else f"{tolerance[0]}={tolerance[1]}",
+        "center": center, "scale": scale, "reproducible": reproducible, "seed": seed})
+    kept = keeping.kept(comm, console, about)
     with agreed(comm):
         limit = _most_triplets(dataset, k)
         wanted = Wanted(limit, accuracy, **({} if tolerance is None else {tolerance[0]: tolerance[1]}))
         most_bytes = _most_bytes(memory_limit, ranks_on_node(comm))
+        method, wide = _as_before(kept, method)
         choice = choose(dataset, limit, comm.size, wanted.accuracy, most_bytes, method, grid, reproducible,
-                        device)
+                        device, wide)
     choice = comm.bcast(choice)
     # Without a limit mapped rows cost nothing, as the system takes their pages back when it needs them.
     free = memory_limit is None and choice.grid[1] == 1 and dataset.mappable(0, dataset.rows)
@@ -84,10 +104,11 @@ def run(comm: Intracomm, console: Console, data: Sequence[Path], x_key: str | No
     if gpu is None and (dataset.kind == "csr" or reproducible):
         start_compiler()
     clock = Clock()
-    with Grid(comm, choice.grid) as ranks, Matrix(
+    with keeping.saving(comm, console, about, kept) as saving, Grid(comm, choice.grid) as ranks, Matrix(
             ranks, dataset, reducing.opener(console, allreduce, tuning=tuning), clock, console, shift, divisor,
             None if free else most_bytes, reproducible, gpu, sharers) as matrix:
-        found = truncated_svd(matrix, choice.method, choice.wide, wanted, seed)
+        course = Course(matrix, saving, {"method": choice.method, "wide": choice.wide})
+        found = truncated_svd(matrix, choice.method, choice.wide, wanted, seed, course)
         V = matrix.gathered(found.triplets.V)
     factors = _factors(dataset, found, V, choice, shift, divisor, wanted.accuracy, center)
     with agreed(comm):
@@ -115,9 +136,27 @@ def run(comm: Intracomm, console: Console, data: Sequence[Path], x_key: str | No
         "allreduce": allreduce, "allreduce_used": matrix.summed_by, "digest": factors.digest, "data": named(data),
         "rows": dataset.rows, "features": dataset.features, "output": str(output),
         "left": None if left is None else str(left), "work_s": round(work_s, 6), "with_left_s": round(whole_s, 6),
-        "peak_bytes": int(peak),
+        "peak_bytes": int(peak), "checkpoints": saving.count, "checkpoints_failed": saving.failures,
+        "resumed_from": None if kept is None else kept.part("loop").values["step"],
+        "skipped_shards": [one._asdict() for one in dataset.left_out],
+        "skipped_rows": sum(one.rows or 0 for one in dataset.left_out),
+        "ranks_at_starts": [comm.size] if memory is None else memory.ranks,
         "time_split": {name: round(s, 6) for name, s in zip(clock.seconds, split_s, strict=True)},
     }
+
+
+def _as_before(kept: Kept | None, method: str) -> tuple[str, bool | None]:
+    """Return the method, and whether it is for a wide matrix (None: not known), of a run that goes on from ``kept``.
+
+    Raises `UserError` where another method is asked for.
+    """
+    if kept is None:
+        return method, None
+    before = kept.part(PART).values
+    if method not in ("auto", before["method"]):
+        raise UserError(f"--method {method}: the checkpoint is of --method {before['method']}; leave it out, or give "
+                        "another --checkpoint folder")
+    return before["method"], before["wide"]
 
 
 def _check_plot(plot: Path | None, overwrite: bool, inputs: Sequence[Path]) -> None:

@@ -111,6 +111,9 @@ def _check_overlap(run: Run) -> None:
     if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
         raise UserError("--overlap needs an MPI that lets several threads of a rank communicate, and this one does "
                         "not; leave it out")
+    if run.dataset.skips_bad_shards:
+        raise UserError("--overlap takes steps before all rows of a batch are read, and does not go with "
+                        "--skip-bad-shards; leave one of them out")
     if run.options.average_iterates:
         raise UserError("--overlap does not go with --average-iterates; leave one of them out")
     _check_plain(run, "--overlap")

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from dml_hpc.commands import reducing
 from dml_hpc.commands.fitting import fit
+from dml_hpc.commands.keeping import Keeping
 from dml_hpc.commands.train_options import Options
 from dml_hpc.console import Console
 from dml_hpc.errors import UserError
 from dml_hpc.files import check_output
 from dml_hpc.mpi import agreed
 from dml_hpc.reports.timeline import write_timeline
+from dml_hpc.store.every import Every
 from dml_hpc.store.model import write_model
+from dml_hpc.store.saving import Memory
 from dml_hpc.trainers.theory import told
 
 if TYPE_CHECKING:
@@ -22,22 +25,27 @@ if TYPE_CHECKING:
 
 
 def run(comm: Intracomm, console: Console, data: Sequence[Path], output: Path, overwrite: bool = False,
-        **options: Any) -> dict[str, Any]:
+        checkpoint: Path | None = None, checkpoint_every: Every | None = None, keep: int | None = None,
+        resume: bool = False, memory: Memory | None = None, **options: Any) -> dict[str, Any]:
     """Collective: train on the data set ``data`` and write the model to ``output`` (rank 0 writes it).
 
-    The arguments are those of `Options`. Returns the keys of the ``--json`` object on every rank.
+    ``checkpoint``, ``checkpoint_every``, ``keep``, ``resume`` and ``memory`` are those of `Keeping`, the others those
+    of `Options`. Returns the keys of the ``--json`` object on every rank.
     """
     given = Options(**options)
+    keeping = Keeping(checkpoint, checkpoint_every, keep, resume, memory)
     with agreed(comm):
         reducing.check(given.allreduce, given.tuning, output, comm.rank)
+        keeping.check(comm.rank, data)
         if comm.rank == 0:
+            overwrite = overwrite or keeping.again  # what the ranks wrote of which some have died since
             inputs = [*data, *([] if given.validation is None else [given.validation])]
             check_output(output, overwrite, inputs=inputs)
             if given.trace is not None:
                 if given.trace.absolute() == output.absolute():
                     raise UserError(f"--trace and -o name the same file, {output}; choose another")
                 check_output(given.trace, overwrite, option="--trace", inputs=inputs)
-    fitted = fit(comm, console, data, given)
+    fitted = fit(comm, console, data, given, keeping=keeping)
     with agreed(comm):
         if comm.rank == 0:
             write_model(output, fitted.model)
@@ -50,8 +58,9 @@ def run(comm: Intracomm, console: Console, data: Sequence[Path], output: Path, o
 
 def _tell(console: Console, result: dict[str, Any]) -> None:
     shares = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result["time_split"].items())
+    rate = "–" if result["examples_per_s"] is None else f"{result['examples_per_s']:,.0f}"
     console.say(f"trained  {result['steps']:,} steps, {result['examples']:,} examples in {result['work_s']:.2f} s "
-                f"({result['examples_per_s']:,.0f} examples/s): {shares}; {result['stopped']}")
+                f"({rate} examples/s): {shares}; {result['stopped']}")
     if result["validation_losses"]:
         console.say(f"checked  validation loss {result['validation_losses'][-1]:.5f}, the least "
                     f"{min(result['validation_losses']):.5f} is kept")

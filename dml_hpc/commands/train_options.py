@@ -60,6 +60,7 @@ class Options:
     seed: int = 0
     dtype: str = "float32"
     reproducible: bool = False
+    skip_bad_shards: bool = False
     device: str = "cpu"
     rows_as: str | None = None
     compression: str = "none"
@@ -71,6 +72,7 @@ class Options:
     replicas: bool = False
     rounds: int | None = None
     weighting: str | None = None
+    rebalance: bool = False
     trace: Path | None = None
 
     @property
@@ -194,6 +196,9 @@ def _check(chosen: Options, given: Options, objective: Objective, rows: int, spa
     if chosen.rows_as is not None and (chosen.device == "cpu" or sparse):
         raise UserError(f"--rows-as {chosen.rows_as} is how dense rows stay on a GPU; leave it out, or give "
                         "--device cuda and dense rows")
+    if chosen.rebalance and algorithm == "average":
+        raise UserError("--rebalance moves rows between ranks, and the machines of --algorithm average keep theirs; "
+                        "leave it out, or use sync, local or lbfgs")
     if objective.name == "mlp" and not chosen.intercept:
         raise UserError("--no-intercept has no meaning for mlp, which has biases in every layer; leave it out")
     if chosen.tolerance is not None and algorithm == "average" and chosen.rounds == 1:

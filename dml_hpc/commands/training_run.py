@@ -21,15 +21,17 @@ from dml_hpc.data import shares
 from dml_hpc.data.batches import Batches
 from dml_hpc.data.csr import Csr
 from dml_hpc.data.dataset import Dataset, no_rows
+from dml_hpc.data.leaving_out import settle_losses
 from dml_hpc.data.on_device import DeviceRows
 from dml_hpc.data.reading import Reader, Rows, open_reader
 from dml_hpc.device import Device
-from dml_hpc.errors import UserError
+from dml_hpc.errors import AgreedError, UserError
 from dml_hpc.mpi import agreed, first_on_node, ranks_on_node
 from dml_hpc.objectives.sequential import Sequential
 from dml_hpc.optim import open_optimiser
 from dml_hpc.optim.optimiser import Optimiser
 from dml_hpc.optim.schedules import Schedule
+from dml_hpc.store.state import Kept
 from dml_hpc.trainers.algorithm import Algorithm, Met
 from dml_hpc.trainers.on_device import DeviceOneByOne, DeviceProblem
 from dml_hpc.trainers.problem import Problem
@@ -59,6 +61,19 @@ class Run:
     time_over: Callable[[], bool]
     at_once: bool
     moved: DeviceRows | None = None
+    kept: Kept | None = None
+    """The algorithm's state that the run goes on from, None: it begins."""
+    reopen: Callable[[Sequence[float] | None], Reader] | None = None
+    """Collective: close what `open_reader` returned, and return a reader for other shares of the work (ranks,)."""
+    row_bytes: int | None = None
+    """What this rank's rows may take under a ``memory_limit``, as found before anything else was in memory."""
+    steps_before: int = 0
+    """Those that the run took before it was resumed."""
+
+    @property
+    def kept_machines(self) -> int | None:
+        """The number of ``average``'s machines in `kept`."""
+        return None if self.kept is None else self.kept.values.get("machines")
 
     @property
     def device(self) -> Device | None:
@@ -98,18 +113,49 @@ class Run:
         return stack.enter_context(open_reducer(self.comm, size, dtype, device=device, **more))
 
     def open_reader(self, stack: ExitStack) -> Reader:
-        """Collective: open this rank's part of every batch, until ``stack`` is closed."""
+        """Collective: open this rank's part of every batch, until ``stack`` is closed; from then on `reopen` works."""
+        held: list[Reader] = []
+
+        def close() -> None:
+            while held:
+                self._close(held.pop())
+
+        def reopen(shares: Sequence[float] | None) -> Reader:
+            close()
+            held.append(self._open_reader(shares))
+            return held[0]
+
+        stack.callback(close)
+        self.reopen = reopen
+        return reopen(None)
+
+    def _open_reader(self, shares: Sequence[float] | None) -> Reader:
+        """Collective: open this rank's part of every batch, where ranks have such ``shares``, None: equal ones."""
         options, comm, dataset = self.options, self.comm, self.dataset
         node_ranks = ranks_on_node(comm)
         size = None if options.batch_size == "full" else int(options.batch_size or 1)
         with first_on_node(comm):
-            batches = Batches(dataset, size, comm.rank, comm.size, options.seed, options.shuffle, dataset.chunk_rows)
+            batches = Batches(dataset, size, comm.rank, comm.size, options.seed, options.shuffle, dataset.chunk_rows,
+                              shares)
             batches.take(0, 0)
         with agreed(comm):
-            most_bytes = most_row_bytes(dataset, batches, node_ranks, options.memory_limit)
+            most_bytes = self.row_bytes or most_row_bytes(dataset, batches, node_ranks, options.memory_limit)
+            if options.memory_limit is not None:
+                self.row_bytes = most_bytes
             reader = open_reader(dataset, batches, self.learnable, self.problem.dtype, most_bytes)
-        self.keep([reader])
-        return stack.enter_context(reader)
+        settle_losses(comm, reader)
+        self.problem.leave_out(dataset)
+        try:
+            self.keep([reader])
+        except AgreedError:
+            self._close(reader)
+            raise
+        return reader
+
+    def _close(self, reader: Reader) -> None:
+        if self.moved is not None:
+            self.moved.let_go(reader.at_hand())
+        reader.close()
 
     def keep(self, readers: Sequence[Reader]) -> None:
         """Collective: keep on the device what ``readers`` have at hand, where there is one and it fits.
@@ -145,7 +191,7 @@ class Opened:
 def opened(run: Run, algorithm: Algorithm, steps: int | None, reducer: Reducer | None = None,
            exchange: str | None = None, **more: Any) -> Opened:
     """Return an algorithm whose steps advance a progress bar."""
-    bar = run.console.bar(steps or 0, "training")
+    bar = run.console.bar(steps or 0, "training", run.steps_before)
 
     def on_step(met: Met) -> None:
         bar.advance(1, f"loss {met.loss / met.rows:.4f}" if met.rows else "")

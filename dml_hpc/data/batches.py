@@ -11,13 +11,14 @@ cannot hold all its rows reads a few blocks ahead (`dml_hpc.data.reading`), and 
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from dml_hpc.data.dataset import Dataset
-from dml_hpc.kernels.sampling import step_rows
-from dml_hpc.layout import split
+from dml_hpc.kernels.sampling import rows_of_step, step_rows
+from dml_hpc.layout import split, weighted_bounds
 
 MOST_STRIPES = 1024
 """A mini-batch can be shared by at most this many ranks."""
@@ -43,11 +44,13 @@ class Batches:
     ``batch_size`` is the number of rows all ranks take together in a step (None: all rows, one step an epoch);
     steps differ from it by a few rows, and `take` says by how many. ``steps`` is the number of steps an epoch has,
     the same on every rank. ``shards`` are the numbers of the shards this rank reads (empty: it has no rows).
-    ``chunk_rows``: the data set is stored in chunks of so many rows, of which none is best read twice.
+    ``chunk_rows``: the data set is stored in chunks of so many rows, of which none is best read twice. Ranks have equal
+    parts of the work, or ``shares`` (size,) of it as far as stripes allow; a step has the same rows either way.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int | None, rank: int, size: int, seed: int = 0,
-                 shuffle: bool = True, chunk_rows: int | None = None):
+                 shuffle: bool = True, chunk_rows: int | None = None,
+                 shares: Sequence[float] | None = None):
         rows = dataset.rows
         batch_size = min(batch_size or rows, rows) or 1
         self.steps = max(1, -(-rows // batch_size))
@@ -57,10 +60,14 @@ class Batches:
         if chunk_rows is not None and self.steps > 1:
             stripes = min(stripes, max(LEAST_STRIPES, rows // chunk_rows // BLOCKS_A_STRIPE))
         stripes = min(stripes, max(rows, 1))
-        edges = np.array(dataset.partition(stripes), np.int64)
+        if stripes < size:
+            shares = None  # there is not enough to share
+        edges = np.array(dataset.partition(stripes, shares if self.steps == 1 else None), np.int64)
         if chunk_rows is not None and self.steps > 1 and rows // chunk_rows >= stripes:
             edges = _at_chunks(edges, dataset.offsets, chunk_rows)
         start, stop = split(stripes, size, rank)
+        if shares is not None and self.steps > 1:
+            start, stop = weighted_bounds(stripes, shares)[rank:rank + 2]
         # A stripe lies in one shard: what crosses a shard's end is cut there.
         first = np.unique(np.concatenate([edges[:-1], dataset.offsets[:-1][np.diff(dataset.offsets) > 0]]))
         first = first[first < rows]
@@ -75,6 +82,10 @@ class Batches:
         own = slice(*self.mine)
         self.range = (int(edges[start]), int(edges[stop]))
         self.count = int(self.length[own].sum())
+        self.share = (stop - start) / stripes if self.count else 0.0
+        """This rank's part of all work."""
+        if shares is not None and self.steps == 1:
+            self.share = shares[rank] / sum(shares)
         self.shards = range(int(self.shard[own][0]), int(self.shard[own][-1]) + 1) if self.count else range(0)
         self.most_rows = int(np.sum(-(-self.length[own] // self.steps) + 1))
         """No step has more rows of this rank."""
@@ -102,6 +113,13 @@ class Batches:
                 parts.append(Part(shard, self._rows[start:stop]))
                 start = stop
         return parts, count
+
+    def rows(self, step: int, without: Collection[int] = ()) -> int:
+        """Return how many rows all ranks take in a step, but those in the shards ``without``."""
+        length = self.length
+        if without:
+            length = np.where(np.isin(self.shard, list(without)), 0, length)
+        return int(rows_of_step(length, step, self.steps))
 
     def key(self, epoch: int) -> np.uint64:
         """Return what selects the order of an epoch."""

@@ -13,12 +13,16 @@ class Csr:
 
     ``data`` and ``indices`` are (entries,), ``indptr`` is (rows + 1,) int64 and need not begin at 0, so that a range
     of rows is a view. The other entries are zero. Columns come in any order, none twice in a row.
+
+    Where the arrays lie on a device, ``long_entries`` is how many entries there are at most in very long rows (see
+    `dml_hpc.kernels.cuda.long_rows`), which only the host can say without waiting; None: nobody knows.
     """
 
     data: np.ndarray
     indices: np.ndarray
     indptr: np.ndarray
     features: int
+    long_entries: int | None = None
 
     @property
     def rows(self) -> int:
@@ -46,7 +50,8 @@ class Csr:
     def __getitem__(self, rows: slice) -> Csr:
         """Return a contiguous range of rows, as a view."""
         start, stop, _ = rows.indices(self.rows)
-        return Csr(self.data, self.indices, self.indptr[start:max(start, stop) + 1], self.features)
+        indptr = self.indptr[start:max(start, stop) + 1]
+        return Csr(self.data, self.indices, indptr, self.features, self.long_entries)
 
     def packed(self) -> Csr:
         """Return the same rows with ``indptr`` from 0 and nothing before or behind them; views where possible."""

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from dml_hpc.data.retrying import MissingError, unreadable
 from dml_hpc.data.statistics import Statistics, described, is_count, is_number, read_statistics
 from dml_hpc.errors import UserError
 from dml_hpc.files import file_sha256, first_line
@@ -97,6 +98,11 @@ class Manifest:
     weighted: bool = False
     format: int = FORMAT
 
+    @property
+    def is_imported(self) -> bool:
+        """Whether it was written when the data set was made, not found out from files without one."""
+        return self.source.get("foreign") is None
+
     def write(self, folder: Path) -> None:
         """Write the manifest into ``folder``; the statistics of very many features go to a file of their own."""
         table = {entry.name: getattr(self, entry.name) for entry in fields(self)}
@@ -144,10 +150,13 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def check_head(path: Path, entry: ShardEntry) -> None:
-    """Raise `UserError` when a shard has not the size or the head that it was written with."""
+    """Raise `UserError` when a shard has not the size or the head that it was written with.
+
+    `UnreadableError` where another try may do.
+    """
     try:
         if not path.is_file():
-            raise UserError(f"{path} is missing, or no file")
+            raise MissingError(f"{path} is missing, or no file")
         size = path.stat().st_size
         if size != entry.bytes:
             raise UserError(f"{path} has {size:,} bytes, it was written with {entry.bytes:,}; copy it anew or import "
@@ -156,7 +165,7 @@ def check_head(path: Path, entry: ShardEntry) -> None:
             raise UserError(f"{path} has changed since it was written; copy it anew or import the data again "
                             "(`dml-hpc data verify` looks for more)")
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {first_line(error)}") from None
+        raise unreadable(error, f"{path} cannot be read: {first_line(error)}") from None
 
 
 def _check(manifest: Manifest) -> None:

@@ -16,6 +16,7 @@ from dml_hpc.data.reading import Arrays, Rows
 from dml_hpc.device import Array, Device, Event
 from dml_hpc.errors import UserError
 from dml_hpc.kernels.cuda import sums
+from dml_hpc.kernels.cuda.long_rows import long_entries
 from dml_hpc.kernels.network import are_consecutive
 
 PIECE_BYTES = 32 << 20
@@ -63,23 +64,35 @@ class DeviceRows:
                             "--rows-as bfloat16, or leave it out")
         return True
 
+    def let_go(self, at_hand: Iterable[Arrays] | None) -> None:
+        """Keep no longer what a reader has at hand, as it is to be closed."""
+        for arrays in at_hand or ():
+            if self._kept.pop(id(arrays.X), None) is not None:
+                self._room += _bytes(arrays, self.kept_as)
+
+    def kept(self, X: np.ndarray | Csr) -> Arrays | None:
+        """Return what is kept on the device of the arrays that have ``X``, None where nothing is."""
+        found = self._kept.get(id(X))
+        return None if found is None else found[1]
+
     def of(self, parts: Iterable[Rows]) -> Iterator[Rows]:
         """Yield the rows of ``parts`` on the device, each valid until the next; ``rows`` may be None: all of X."""
         for part in parts:
             if not len(part.rows):
                 continue
-            kept = self._kept.get(id(part.X))
+            kept = self.kept(part.X)
             if kept is None:
                 yield from self._pieces.of(part)
             else:
-                yield self._part(kept[1], part.rows)
+                yield self._part(kept, part.rows)
 
     def _copy(self, arrays: Arrays) -> Arrays:
         copied, X = self._pieces.copied, arrays.X
         there: Array
         if isinstance(X, Csr):
             packed = X.packed()
-            there = Csr(copied(packed.data), copied(packed.indices), copied(packed.indptr), packed.features)
+            there = Csr(copied(packed.data), copied(packed.indices), copied(packed.indptr), packed.features,
+                        long_entries(packed.indptr))
         else:
             there = copied(X, self.kept_as if X.dtype == np.float32 else None)
         return Arrays(there, copied(arrays.y), None if arrays.weight is None else copied(arrays.weight))
@@ -183,7 +196,8 @@ class _Pieces:
         self.device.follow(event)
         if isinstance(part.X, Csr):
             data, indices, indptr, y, *weight = found
-            return Csr(data, indices, indptr, part.X.features), y, weight[0] if weight else None
+            X = Csr(data, indices, indptr, part.X.features, long_entries(arrays[2][0]))
+            return X, y, weight[0] if weight else None
         X, y, *weight = found
         return X, y, weight[0] if weight else None
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from dml_hpc.data.batches import Batches, Part
 from dml_hpc.data.csr import Csr
-from dml_hpc.data.dataset import Dataset
-from dml_hpc.data.shard import CsrShard
-from dml_hpc.errors import UserError
+from dml_hpc.data.dataset import Dataset, no_rows
+from dml_hpc.data.leaving_out import lose
+from dml_hpc.data.shard import CsrShard, Shard
+from dml_hpc.errors import JobError, UserError
 from dml_hpc.kernels import computable
 
 Prepare = Callable[[np.ndarray, "np.ndarray | None"], "tuple[np.ndarray, np.ndarray | None]"]
@@ -46,22 +48,46 @@ class Arrays(NamedTuple):
 class Reader(ABC):
     """What a rank reads, in ``steps`` steps an epoch, the same number on every rank.
 
-    ``count`` is the number of rows that this rank takes in an epoch; ``how`` is "mapped", "memory" or "streamed";
-    ``waited_s`` the time spent waiting for rows.
+    ``count`` is the number of rows that this rank takes in an epoch, unless some are left out; ``how`` is "mapped",
+    "memory" or "streamed"; ``waited_s`` the time spent waiting for rows; ``part`` (start, stop) the rows that are
+    `everything` of this rank.
     """
 
     how: str
     count: int
     waited_s = 0.0
+    recurs = False
+    """Whether every epoch has the same steps, each the same rows of the same arrays."""
+    may_lose = False
+    """Whether any rank's reader may lose shards while it reads; the same on every rank. See `settle_losses`."""
+    work_share = 0.0
+    """This rank's part of all work, where ranks have contiguous parts of it (`Batches.share`)."""
+    most_rows = 0
+    """No step has more rows of this rank, where they are at hand."""
 
-    def __init__(self, dataset: Dataset, steps: int):
-        self.dataset, self.steps = dataset, steps
+    def __init__(self, dataset: Dataset, steps: int, part: tuple[int, int]):
+        self.dataset, self.steps, self.part = dataset, steps, part
+        self._left_out = 0, 0
+
+    @property
+    def left_out_rows(self) -> int:
+        """How many of this rank's ``part`` are not read, as their shards turned unreadable (`Dataset.lost`)."""
+        lost = self.dataset.lost
+        if len(lost) != self._left_out[0]:
+            self._left_out = len(lost), lost_rows(self.dataset, lost, *self.part)
+        return self._left_out[1]
+
+    @property
+    def used(self) -> int:
+        """How many rows this rank takes in an epoch: ``count`` without those that are left out."""
+        return self.count - self.left_out_rows
 
     @abstractmethod
     def take(self, epoch: int, step: int) -> tuple[Iterable[Rows], int]:
         """Return this rank's rows of a step and how many rows the step has; valid until the next call.
 
-        Steps come one after the other; a step may be taken again.
+        Steps come one after the other; a step may be taken again. Rows of shards that all ranks leave out
+        (`Dataset.forgone`) are none of them; of those that this rank alone has lost, what it has read may be.
         """
 
     @abstractmethod
@@ -100,8 +126,13 @@ def open_reader(dataset: Dataset, batches: Batches, prepare: Prepare, dtype: np.
     from dml_hpc.data.streaming import Streamed
 
     weighted = gives_weights(dataset, prepare)
-    needed = sum(stored_bytes(dataset, number, *inside(dataset, batches, number), dtype, weighted)
-                 for number in batches.shards)
+    needed = 0
+    for number in batches.shards:
+        try:
+            if number not in dataset.lost:
+                needed += stored_bytes(dataset, number, *inside(dataset, batches, number), dtype, weighted)
+        except (UserError, JobError) as error:
+            lose(dataset, number, error)
     if most_bytes is None or needed <= most_bytes:
         return Resident(dataset, batches, prepare, dtype)
     return Streamed(dataset, batches, prepare, dtype, most_bytes)
@@ -145,26 +176,40 @@ class Loaded:
     def __init__(self, dataset: Dataset, ranges: Mapping[int, tuple[int, int]], prepare: Prepare, dtype: np.dtype):
         self.dataset = dataset
         self._shards: dict[int, tuple[np.ndarray | Csr, np.ndarray, np.ndarray | None, int]] = {}
-        mapped = True
+        self._mapped = True
         for number, (low, high) in ranges.items():
-            shard = dataset.shard(number)
-            kind = computable(shard.dtype, dtype, shard.kind == "csr")
-            mapped = mapped and shard.mappable and shard.dtype == kind
-            X: np.ndarray | Csr
-            if isinstance(shard, CsrShard):
-                X = shard.block(low, high).astype(kind, copy=False)
-            elif shard.dtype == kind:
-                X = shard.block(low, high)
-            else:
-                X = np.empty((high - low, shard.features), kind)
-                shard.stored.read_into(low, high, X)
-            y, weight = prepared(dataset, number, prepare, shard.y(low, high), shard.weight(low, high))
-            self._shards[number] = X, y, weight, low
-        self.how = "mapped" if mapped else "memory"
+            none = np.empty(0)
+            X, y, weight = no_rows(dataset, dataset.computable(dtype)), none, none if dataset.weighted else None
+            try:
+                if number not in dataset.lost:
+                    X, y, weight = dataset.read(number, partial(self._read, low=low, high=high, dtype=dtype))
+            except (UserError, JobError) as error:
+                lose(dataset, number, error)
+            self._shards[number] = X, *prepared(dataset, number, prepare, y, weight), low
+        self.how = "mapped" if self._mapped else "memory"
+
+    def _read(self, shard: Shard, low: int, high: int,
+              dtype: np.dtype) -> tuple[np.ndarray | Csr, np.ndarray, np.ndarray | None]:
+        kind = computable(shard.dtype, dtype, shard.kind == "csr")
+        self._mapped = self._mapped and shard.mappable and shard.dtype == kind
+        X: np.ndarray | Csr
+        if isinstance(shard, CsrShard):
+            X = shard.block(low, high).astype(kind, copy=False)
+        elif shard.dtype == kind:
+            X = shard.block(low, high)
+        else:
+            X = np.empty((high - low, shard.features), kind)
+            shard.stored.read_into(low, high, X)
+        return X, shard.y(low, high), shard.weight(low, high)
 
     def rows(self, shard: int, rows: np.ndarray) -> Rows:
-        """Return rows of a shard by their numbers in it (count,) int64, which are changed in place."""
+        """Return rows of a shard by their numbers in it (count,) int64, which are changed in place.
+
+        Of a shard that was left out these are none.
+        """
         X, y, weight, low = self._shards[shard]
+        if not len(X) or shard in self.dataset.forgone:
+            rows = rows[:0]
         if low:
             rows -= low
         return Rows(X, y, rows, weight)
@@ -178,8 +223,9 @@ class Resident(Reader):
     """The rows of `Batches`, at hand."""
 
     def __init__(self, dataset: Dataset, batches: Batches, prepare: Prepare, dtype: np.dtype):
-        super().__init__(dataset, batches.steps)
-        self.batches, self.count = batches, batches.count
+        super().__init__(dataset, batches.steps, batches.range)
+        self.batches, self.count, self.work_share = batches, batches.count, batches.share
+        self.recurs, self.most_rows = not batches.shuffle, batches.most_rows
         self._loaded = Loaded(dataset, {number: inside(dataset, batches, number) for number in batches.shards},
                               prepare, dtype)
         self.how = self._loaded.how
@@ -187,7 +233,8 @@ class Resident(Reader):
     def take(self, epoch: int, step: int) -> tuple[Iterable[Rows], int]:
         """See `Reader.take`: the rows are those of `Batches.take`, the count is that of all ranks together."""
         parts, rows = self.batches.take(epoch, step)
-        return self._rows(parts), rows
+        forgone = self.dataset.forgone
+        return self._rows(parts), self.batches.rows(step, forgone) if forgone else rows
 
     def everything(self) -> Iterable[Rows]:
         """See `Reader.everything`."""
@@ -202,10 +249,17 @@ class Resident(Reader):
         return self._loaded.arrays()
 
     def _rows(self, parts: list[Part]) -> list[Rows]:
-        return [self._loaded.rows(part.shard, part.rows) for part in parts]
+        found = [self._loaded.rows(part.shard, part.rows) for part in parts]
+        return [part for part in found if len(part.rows)] if self.left_out_rows else found
+
+
+def lost_rows(dataset: Dataset, lost: Container[int], start: int, stop: int) -> int:
+    """Return how many of rows ``start`` … ``stop − 1`` are in the shards ``lost``."""
+    return sum(last - first for first, last in dataset.ranges(start, stop) if dataset.place(first)[0] in lost)
 
 
 def global_rows(dataset: Dataset, batches: Batches, epoch: int, step: int) -> np.ndarray:
-    """Return the global numbers (count,) int64 of this rank's rows of a step."""
+    """Return the global numbers (count,) int64 of this rank's rows of a step, of shards that are not lost."""
     parts, _ = batches.take(epoch, step)
-    return np.concatenate([np.empty(0, np.int64), *(part.rows + dataset.offsets[part.shard] for part in parts)])
+    return np.concatenate([np.empty(0, np.int64), *(part.rows + dataset.offsets[part.shard] for part in parts
+                                                    if part.shard not in dataset.lost)])

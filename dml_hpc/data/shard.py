@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dml_hpc.data.csr import Csr
-from dml_hpc.data.stored import StoredArray, open_array, open_file
+from dml_hpc.data.links import find, open_file
+from dml_hpc.data.retrying import unreadable
+from dml_hpc.data.stored import StoredArray, open_array
 from dml_hpc.errors import UserError
 from dml_hpc.files import HDF5_ERRORS, first_line
 
@@ -111,7 +113,7 @@ class CsrShard(_Labelled):
         pointers = open_array(path, file, f"{keys.x}/indptr", 1)
         super().__init__(path, file, keys)
         self.rows, self.nonzeros = max(pointers.shape[0] - 1, 0), self.stored.shape[0]
-        self.features = features if features is not None else self._own_features(file[keys.x])
+        self.features = features if features is not None else self._own_features(file, keys.x)
         self.dtype = self.stored.dtype
         if pointers.shape[0] < 1 or pointers.dtype.kind not in "iu" or self.indices.dtype.kind not in "iu":
             raise UserError(f"{path}: {keys.x} is no CSR matrix: indptr and indices are to be whole numbers, and "
@@ -128,7 +130,10 @@ class CsrShard(_Labelled):
         self.mappable = all(part.mappable for part in (self.stored, self.indices)) and self.dtype.kind == "f"
         self._mapped: Csr | None = None
 
-    def _own_features(self, group: Any) -> int:
+    def _own_features(self, file: Any, name: str) -> int:
+        found = find(self.path, file, name)
+        assert found is not None
+        group = found.node
         shape = np.asarray(group.attrs.get("shape", ())).reshape(-1)
         if len(shape) != 2 or shape.dtype.kind not in "iu" or not 0 < int(shape[1]) <= 2**53:
             raise UserError(f"{self.path}: {group.name} does not say how many columns it has (attribute shape)")
@@ -212,7 +217,7 @@ def open_shard(path: Path, keys: Keys = DEFAULT_KEYS, features: int | None = Non
     """
     file = open_file(path)
     try:
-        sparse = not _is_dataset(file, keys.x) and keys.x in file
+        sparse = holds_group(path, file, keys.x)
         shard: Shard = CsrShard(path, file, keys, features) if sparse else DenseShard(path, file, keys)
         for column, name in ((shard.labels, keys.y), (shard.weights, keys.weight)):
             if column is not None and column.shape[0] != shard.rows:
@@ -221,7 +226,7 @@ def open_shard(path: Path, keys: Keys = DEFAULT_KEYS, features: int | None = Non
             shard.close()
     except HDF5_ERRORS as error:
         file.close()
-        raise UserError(f"{path} cannot be read as HDF5: {first_line(error)}") from None
+        raise unreadable(error, f"{path} cannot be read as HDF5: {first_line(error)}") from None
     except UserError:
         file.close()
         raise
@@ -239,7 +244,7 @@ def open_ratings(path: Path) -> RatingsShard:
         file.close()
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} cannot be read as HDF5: {first_line(error)}") from None
+        raise unreadable(error, f"{path} cannot be read as HDF5: {first_line(error)}") from None
     return shard
 
 
@@ -251,10 +256,12 @@ def check_weights(weight: np.ndarray, first: int, where: str = "") -> None:
                         "and at least 0: mend it or leave the row out")
 
 
-def _is_dataset(file: Any, name: str) -> bool:
+def holds_group(path: Path, file: Any, name: str) -> bool:
+    """Say whether ``name`` is a group, as the arrays of sparse rows are; raises `UserError` as `find` does."""
     import h5py
 
-    return file.get(name, getclass=True) is h5py.Dataset
+    found = find(path, file, name)
+    return found is not None and isinstance(found.node, h5py.Group)
 
 
 def stored_parts(shard: DenseShard | CsrShard | RatingsShard) -> list[StoredArray]:

@@ -110,17 +110,24 @@ class SharesReader(Reader):
     """
 
     def __init__(self, loaded: Loaded, share: Share, rank: int, size: int):
-        super().__init__(loaded.dataset, share.steps)
+        start, stop = loaded.dataset.partition(size)[rank:rank + 2]
+        super().__init__(loaded.dataset, share.steps, (start, stop))
         self.how = loaded.how
         self.share, self.count = share, share.count
         self._loaded = loaded
-        self._part = loaded.dataset.partition(size)[rank:rank + 2]
         most = min(share.count, CHUNK_ROWS)
         shards = len(self.dataset.paths)
         # Rows of a shard come by the dozens at least, or calling the kernels would take longer than they do.
         self._piece = min(CHUNK_ROWS, BLOCK_ROWS * max(MIXED_BLOCKS, shards))
         self._rows, self._shards = np.empty(most, np.int64), np.empty(most, np.int32)
         self._stops = np.zeros((-(-CHUNK_ROWS // self._piece), shards), np.int64)
+        if self.dataset.lost:
+            self.count = sum(len(self.rows_of(0, step)) for step in range(self.steps))
+
+    @property
+    def used(self) -> int:
+        """See `Reader.used`: ``count`` is without those that are left out."""
+        return self.count
 
     def take(self, epoch: int, step: int) -> tuple[Iterable[Rows], int]:
         """See `Reader.take`: the count is that of this machine's rows."""
@@ -135,11 +142,14 @@ class SharesReader(Reader):
                     start = stop
             turn = (len(self._stops) * step + piece + epoch) % len(grouped)
             parts += grouped[turn:] + grouped[:turn]
-        return parts, len(rows)
+        if not self.dataset.lost:
+            return parts, len(rows)
+        parts = [part for part in parts if len(part.rows)]
+        return parts, sum(len(part.rows) for part in parts)
 
     def everything(self) -> Iterable[Rows]:
         """See `Reader.everything`."""
-        for first, last in self.dataset.ranges(self._part[0], self._part[1]):
+        for first, last in self.dataset.ranges(*self.part):
             if last > first:
                 shard, start = self.dataset.place(first)
                 yield self._loaded.rows(shard, np.arange(start, start + last - first))
@@ -150,4 +160,7 @@ class SharesReader(Reader):
 
     def rows_of(self, epoch: int, step: int) -> np.ndarray:
         """See `Reader.rows_of`."""
-        return self.share.take(epoch, step).copy()
+        rows = self.share.take(epoch, step)
+        lost = np.zeros(len(self.dataset.paths), bool)
+        lost[list(self.dataset.lost)] = True
+        return rows[~lost[np.searchsorted(self.dataset.offsets, rows, side="right") - 1]]

@@ -13,12 +13,16 @@ from dml_hpc.data.shard import CsrShard, DenseShard, Shard
 class _Slots:
     """What places have beside X: targets ``y`` (rows,) and, where rows are ``weighted``, ``weight`` (rows,)."""
 
+    stride: int
+
     def __init__(self, rows: int, dtype: np.dtype, weighted: bool):
         self.y = np.empty(rows, dtype)
         self.weight = np.empty(rows, dtype) if weighted else None
         self._label_bytes = dtype.itemsize * (1 + weighted)
 
-    def _label(self, at: int, y: np.ndarray, weight: np.ndarray | None) -> None:
+    def label(self, place: int, y: np.ndarray, weight: np.ndarray | None) -> None:
+        """Set the targets of the rows in a place, and what they count."""
+        at = place * self.stride
         self.y[at:at + len(y)] = y
         if self.weight is not None:
             self.weight[at:at + len(y)] = weight
@@ -35,12 +39,11 @@ class DenseSlots(_Slots):
         self.bytes = places * self.stride * self.row_bytes
         self.X = np.empty((places * self.stride, dataset.features), kind)
 
-    def read(self, place: int, shard: Shard, first: int, y: np.ndarray, weight: np.ndarray | None) -> None:
-        """Read the ``len(y)`` rows of a shard from ``first`` on into a place; their targets are ``y``."""
+    def read(self, place: int, shard: Shard, first: int, size: int) -> None:
+        """Read ``size`` rows of a shard from ``first`` on into a place."""
         assert isinstance(shard, DenseShard)
         at = place * self.stride
-        shard.stored.read_into(first, first + len(y), self.X[at:at + len(y)])
-        self._label(at, y, weight)
+        shard.stored.read_into(first, first + size, self.X[at:at + size])
 
 
 class SparseSlots(_Slots):
@@ -72,12 +75,11 @@ class SparseSlots(_Slots):
             most = max(most, int(np.diff(shard.indptr[ends]).max(initial=0)))
         return most
 
-    def read(self, place: int, shard: Shard, first: int, y: np.ndarray, weight: np.ndarray | None) -> None:
-        """Read the ``len(y)`` rows of a shard from ``first`` on into a place; their targets are ``y``."""
+    def read(self, place: int, shard: Shard, first: int, size: int) -> None:
+        """Read ``size`` rows of a shard from ``first`` on into a place."""
         assert isinstance(shard, CsrShard)
-        rows = shard.block(first, first + len(y), mapped=False).packed()
+        rows = shard.block(first, first + size, mapped=False).packed()
         at, entries = place * self.stride, place * self._room
         self.X.data[entries:entries + rows.nonzeros] = rows.data
         self.X.indices[entries:entries + rows.nonzeros] = rows.indices
-        np.add(rows.indptr, entries, out=self.X.indptr[at:at + len(y) + 1])
-        self._label(at, y, weight)
+        np.add(rows.indptr, entries, out=self.X.indptr[at:at + size + 1])

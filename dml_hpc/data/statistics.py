@@ -165,6 +165,8 @@ def read_statistics(folder: Path, entry: Any, features: int) -> Statistics:
 def _from_file(folder: Path, entry: dict[str, Any], features: int) -> Statistics:
     import h5py
 
+    from dml_hpc.data.links import own
+
     path = folder / STATISTICS_FILE
     if entry != {"file": STATISTICS_FILE, "sha256": entry.get("sha256")}:
         raise ValueError("the file of the statistics is not named as it should be")
@@ -173,8 +175,9 @@ def _from_file(folder: Path, entry: dict[str, Any], features: int) -> Statistics
     try:
         with h5py.File(path, "r", locking=False) as file:
             for name, kind in _TYPES.items():
-                if file[name].shape != (features,) or file[name].dtype != np.dtype(kind):
-                    raise ValueError(f"{name} is {file[name].shape} of {file[name].dtype}")
+                dataset = own(path, file, name)
+                if dataset.shape != (features,) or dataset.dtype != np.dtype(kind):
+                    raise ValueError(f"{name} is {dataset.shape} of {dataset.dtype}")
             return Statistics(**{name: file[name][()] for name in _TYPES})
     except HDF5_ERRORS as error:
         raise UserError(f"{path} cannot be read: {first_line(error)}; import the data again") from None

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 import os
+import weakref
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 import h5py
 import numpy as np
 
+from dml_hpc.data.links import Found, find
+from dml_hpc.data.retrying import UnreadableError, check_present, unreadable
 from dml_hpc.errors import UserError
 from dml_hpc.files import HDF5_ERRORS, first_line
 
-CACHE_BYTES = 1 << 20
-"""Of decoded chunks, for each dataset that is open; blocks are read by whole chunks, so little is gained by more."""
 MOST_COMPRESSED = 1100
 """How many bytes one stored byte can stand for: deflate, the densest common filter, reaches 1032."""
 
@@ -24,10 +24,11 @@ class StoredArray:
     """A 1-D or 2-D dataset of numbers, in native byte order to whoever reads it.
 
     ``offset`` is where its bytes begin in the file, None unless they lie there uncompressed in one piece;
-    ``chunk_rows`` how many rows a chunk has, None unless it is stored in chunks. Made by `open_file`.
+    ``chunk_rows`` how many rows a chunk has, None unless it is stored in chunks. Made by `open_array`.
     """
 
-    def __init__(self, path: Path, dataset: h5py.Dataset):
+    def __init__(self, found: Found):
+        path, dataset, stored, self._sources = found
         self.path = path
         self.shape: tuple[int, ...] = dataset.shape
         self.dtype = dataset.dtype.newbyteorder("=")
@@ -40,8 +41,7 @@ class StoredArray:
         self._swapped = not dataset.dtype.isnative
         # What lies in one piece is read past HDF5, whose file may be closed then.
         self._dataset = dataset if self.offset is None and self.bytes else None
-        self._handle: IO[bytes] | None = None
-        stored = dataset.id.get_storage_size()
+        self._handle: int | None = None
         name = self.name
         if self.offset is not None and self.offset + self.bytes > path.stat().st_size:
             raise UserError(f"{path} is cut short: {name} ends beyond the end of the file")
@@ -79,7 +79,12 @@ class StoredArray:
         """
         if not self.shape or 0 in self.shape:
             return np.empty(self.shape, self.dtype)
-        return np.memmap(self.path, self.dtype, "c", self.offset, self.shape).view(np.ndarray)
+        try:
+            return np.memmap(self.path, self.dtype, "c", self.offset, self.shape).view(np.ndarray)
+        except OSError as error:
+            raise unreadable(error, f"{self.path}: {self.name} cannot be mapped: {first_line(error)}") from None
+        except ValueError:  # it has shrunk since it was opened
+            raise UnreadableError(f"{self.path} is cut short: {self.name} ends beyond the end of the file") from None
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return rows ``start`` … ``stop − 1``, newly read."""
@@ -88,11 +93,15 @@ class StoredArray:
         return out
 
     def read_into(self, start: int, stop: int, out: np.ndarray) -> None:
-        """Read rows ``start`` … ``stop − 1`` into ``out``, contiguous, of their shape and any float or integer type."""
+        """Read rows ``start`` … ``stop − 1`` into ``out``, contiguous, of their shape and any float or integer type.
+
+        Raises `UserError`, and `UnreadableError` where another try may do.
+        """
         if stop <= start or not out.size:
             return
         try:
             if self._dataset is not None:
+                check_present(self._sources)
                 self._dataset.read_direct(out, np.s_[start:stop])
                 return
             same = out.dtype == self.dtype and not self._swapped
@@ -102,46 +111,36 @@ class StoredArray:
             if not same:
                 out[...] = raw
         except HDF5_ERRORS as error:
-            raise UserError(f"{self.path}: {self.name} cannot be read: {first_line(error)}") from None
+            raise unreadable(error, f"{self.path}: {self.name} cannot be read: {first_line(error)}") from None
 
     def _read_bytes(self, place: int, out: np.ndarray) -> None:
         # Past HDF5, which holds Python's lock while it copies.
         if self._handle is None:
-            self._handle = open(self.path, "rb", buffering=0)  # noqa: SIM115 -- closed with this object
+            self._handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self._handle)
         left = out.reshape(-1).view(np.uint8).data
         while len(left):
-            count = os.preadv(self._handle.fileno(), [left[:1 << 30]], place)
+            count = os.preadv(self._handle, [left[:1 << 30]], place)
             if not count:
-                raise UserError(f"{self.path} is cut short: it ended while it was read")
+                raise UnreadableError(f"{self.path} is cut short: it ended while it was read")
             left, place = left[count:], place + count
-
-
-def open_file(path: Path) -> h5py.File:
-    """Open an HDF5 file for reading, without locks: shards on network file systems that refuse them stay readable."""
-    try:
-        if not path.is_file():
-            raise UserError(f"{path} is missing, or no file")
-        return h5py.File(path, "r", locking=False, rdcc_nbytes=CACHE_BYTES)
-    except HDF5_ERRORS as error:
-        raise UserError(f"{path} cannot be read as HDF5: {first_line(error)}") from None
 
 
 def open_array(path: Path, file: h5py.File, name: str, dimensions: int) -> StoredArray:
     """Return the dataset ``name``; raises `UserError` when it is missing or holds no numbers in so many dimensions."""
     try:
-        if name not in file:
+        found = find(path, file, name)
+        if found is None:
             there = ", ".join(sorted(str(key) for key in file)[:8]) or "nothing"
             raise UserError(f"{path} has no dataset {name} (it holds {there}); --x-key, --y-key and "
                             "--weight-key name others")
-        dataset = file[name]
+        dataset = found.node
         if not isinstance(dataset, h5py.Dataset):
             raise UserError(f"{path}: {name} is no dataset")
-        if dataset.is_virtual or dataset.external or dataset.file.filename != file.filename:
-            raise UserError(f"{path} keeps {name} in another file; copy it into one (h5repack)")
         if dataset.shape is None or len(dataset.shape) != dimensions:
             raise UserError(f"{path}: {name} has the shape {dataset.shape}, not {dimensions} dimensions")
         if dataset.dtype.kind not in "fiu" or dataset.dtype.itemsize > 8:
             raise UserError(f"{path}: {name} holds {dataset.dtype}, not numbers of up to 64 bits")
-        return StoredArray(path, dataset)
+        return StoredArray(found)
     except HDF5_ERRORS as error:
-        raise UserError(f"{path}: {name} cannot be read: {first_line(error)}") from None
+        raise unreadable(error, f"{path}: {name} cannot be read: {first_line(error)}") from None

@@ -5,18 +5,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import count
 
 import numpy as np
 
 from dml_hpc.data.batches import Batches
 from dml_hpc.data.csr import Csr
-from dml_hpc.data.dataset import BLOCK_BYTES, Dataset
+from dml_hpc.data.dataset import BLOCK_BYTES, Dataset, Piece
+from dml_hpc.data.leaving_out import lose
 from dml_hpc.data.reading import Prepare, Reader, Rows, gives_weights, global_rows, prepared
 from dml_hpc.data.slots import DenseSlots, SparseSlots
-from dml_hpc.errors import UserError
+from dml_hpc.errors import JobError, UserError
 from dml_hpc.kernels import computable
-from dml_hpc.kernels.sampling import SLOTS, blocks_to_read, mark_use, rows_of_step, slot_rows
+from dml_hpc.kernels.sampling import SLOTS, blocks_to_read, mark_use, slot_rows
 
 _PIECES = 8
 """How many pieces, at most, are in memory when rows are read from end to end: read ahead, in use, and widened."""
@@ -33,11 +35,12 @@ class Streamed(Reader):
     how = "streamed"
 
     def __init__(self, dataset: Dataset, batches: Batches, prepare: Prepare, dtype: np.dtype, most_bytes: int):
-        super().__init__(dataset, batches.steps)
-        self.count = batches.count
+        super().__init__(dataset, batches.steps, batches.range)
+        self.count, self.work_share = batches.count, batches.share
         self.batches, self._prepare = batches, prepare
         sparse = dataset.kind == "csr"
-        kinds = {computable(dataset.shard(number).dtype, dtype, sparse) for number in batches.shards}
+        kinds = {computable(dataset.shard(number).dtype, dtype, sparse) for number in batches.shards
+                 if number not in dataset.lost}
         self._kind = np.dtype(kinds.pop() if len(kinds) == 1 else dtype)
         self._blocks = -(-batches.length // batches.block)[slice(*batches.mine)]
         share = int(np.max(-(-batches.length // batches.steps), initial=1)) + 1
@@ -61,10 +64,12 @@ class Streamed(Reader):
         self._thread: threading.Thread | None = None
         self._stop = False
         self._failure: BaseException | None = None
+        self._void = np.zeros(places, bool)
+        """(places,): those that hold none of the rows that they are for, as their shard is lost."""
 
     def take(self, epoch: int, step: int) -> tuple[Iterable[Rows], int]:
         """See `Reader.take`."""
-        rows = rows_of_step(self.batches.length, step, self.batches.steps)
+        rows = self.batches.rows(step, self.dataset.forgone)
         if self.batches.steps == 1:
             return self.everything(), rows
         number = epoch * self.batches.steps + step
@@ -98,13 +103,17 @@ class Streamed(Reader):
         found = slot_rows(batches.length, batches.mine, step, batches.steps, part, self._parts, batches.block,
                           batches.key(epoch), batches.shuffle, self._order, self._known, epoch * self._blocks,
                           self._slots.stride, self._rows)
-        return Rows(self._slots.X, self._slots.y, self._rows[:found], self._slots.weight)
+        rows = self._rows[:found]
+        if self.dataset.lost:
+            forgone = np.isin(batches.shard[slice(*batches.mine)], list(self.dataset.forgone))
+            rows = rows[~(self._void | np.repeat(forgone, SLOTS))[rows // self._slots.stride]]
+        return Rows(self._slots.X, self._slots.y, rows, self._slots.weight)
 
     def everything(self) -> Iterable[Rows]:
         """See `Reader.everything`."""
         buffer = np.empty((0, self.dataset.features), self._kind)
         started = time.perf_counter()
-        for piece in self.dataset.pieces(*self.batches.range, most_bytes=self._piece_bytes, mapped=False):
+        for piece in self._pieces():
             self.waited_s += time.perf_counter() - started
             X = piece.X
             if isinstance(X, Csr):
@@ -117,6 +126,18 @@ class Streamed(Reader):
                                  piece.weight)
             yield Rows(X, y, np.arange(len(X)), weight)
             started = time.perf_counter()
+
+    def _pieces(self) -> Iterator[Piece]:
+        if not self.dataset.skips_bad_shards:
+            yield from self.dataset.pieces(*self.batches.range, most_bytes=self._piece_bytes, mapped=False)
+            return
+        for first, last in self.dataset.ranges(*self.batches.range):
+            number = self.dataset.place(first)[0]
+            try:
+                if number not in self.dataset.lost:
+                    yield from self.dataset.pieces(first, last, most_bytes=self._piece_bytes, mapped=False)
+            except (UserError, JobError) as error:
+                self._lose(number, error)
 
     def rows_of(self, epoch: int, step: int) -> np.ndarray:
         """See `Reader.rows_of`; the order may differ from that of `take`."""
@@ -175,11 +196,30 @@ class Streamed(Reader):
                 self._moved.wait()
             return not self._stop
 
+    def _pause(self, seconds: float) -> bool:
+        with self._moved:
+            return self._moved.wait_for(lambda: self._stop, seconds)
+
+    def _lose(self, number: int, error: Exception) -> None:
+        """Leave a shard out from now on; raises ``error`` unless that is wanted."""
+        with self._moved:
+            if self._stop and self._thread is threading.current_thread():
+                raise error  # it was not tried to the end
+            lose(self.dataset, number, error)
+
     def _read(self, stripe: int, slot: int, start: int, size: int) -> None:
-        batches = self.batches
+        batches, place = self.batches, SLOTS * stripe + slot
         number = int(batches.shard[batches.mine[0] + stripe])
         first = int(batches.first[batches.mine[0] + stripe]) + start
-        shard = self.dataset.shard(number)
-        y, weight = prepared(self.dataset, number, self._prepare, shard.y(first, first + size),
-                             shard.weight(first, first + size))
-        self._slots.read(SLOTS * stripe + slot, shard, first, y, weight)
+        self._void[place] = number in self.dataset.lost
+        if self._void[place]:
+            return
+        read = partial(self.dataset.read, number, pause=self._pause)
+        try:
+            labels = read(lambda shard: (shard.y(first, first + size), shard.weight(first, first + size)))
+            read(lambda shard: self._slots.read(place, shard, first, size))
+        except (UserError, JobError) as error:
+            self._void[place] = True
+            self._lose(number, error)
+            return
+        self._slots.label(place, *prepared(self.dataset, number, self._prepare, *labels))

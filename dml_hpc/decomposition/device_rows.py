@@ -11,6 +11,7 @@ from dml_hpc.data.csr import Csr
 from dml_hpc.decomposition.chunks import Chunks
 from dml_hpc.device import Array, Device, Event
 from dml_hpc.kernels import computable
+from dml_hpc.kernels.cuda.long_rows import long_entries
 from dml_hpc.watch import progressed
 
 STAGE_BYTES = 64 << 20
@@ -130,7 +131,7 @@ class DeviceSlabs:
             self._turns[turn].upload(target, stage, after)
             data, indices, indptr = (target[start:start + part.nbytes].view(part.dtype)
                                      for start, part in zip(starts, parts, strict=False))
-            slab = Slab(first, Csr(data, indices, indptr, packed.features))
+            slab = Slab(first, Csr(data, indices, indptr, packed.features, long_entries(packed.indptr)))
             if kept is not None:
                 kept.append(slab)
             yield slab

@@ -18,6 +18,7 @@ from dml_hpc.decomposition.sums import OpenReducer, Sum
 from dml_hpc.errors import UserError
 from dml_hpc.layout import split
 from dml_hpc.mpi import agreed
+from dml_hpc.store.state import Values
 
 if TYPE_CHECKING:
     from dml_hpc.console import Console
@@ -50,7 +51,7 @@ class Matrix(Chunks):
     (None: any), else read again in each pass. ``precision`` is the dtype in which products are computed; sums over
     chunks are float64, or, with ``reproducible``, fixed point (`Sum`). ``passes`` counts how often all of X was gone
     through. With a ``device`` products are computed there, and rows stay there where ``sharers`` ranks on one GPU have
-    the memory for it; sparse rows are then not ``reproducible``.
+    the memory for it.
     """
 
     def __init__(self, grid: Grid, dataset: Dataset, open_reducer: OpenReducer, clock: Clock, console: Console,
@@ -171,6 +172,18 @@ class Matrix(Chunks):
                 self.comm.Allreduce(self.squares, squares)
             self._squared_norm = math.fsum(squares.tolist())
         return self._squared_norm
+
+    def state(self) -> Values:
+        """Collective, between passes: return what passes have told, beside the products that were asked for."""
+        known = self._squared_norm is not None or self.passes >= self.looked_at
+        return {"passes": self.passes, "precision": self.precision.name,
+                "squared_norm": self.squared_norm() if known else None}
+
+    def restore(self, values: Values) -> None:
+        """Go on from `state`, before the first pass, on any grid; entries are looked at once more in the next one."""
+        self.passes, self.precision = values["passes"], np.dtype(values["precision"])
+        self._squared_norm = values["squared_norm"]
+        self.looked_at = self.passes + 1
 
     def sum_of(self, size: int, over_all: bool = False) -> Sum:
         """Collective: return a sum (size,) over the grid column, or over all ranks; `close` lets go of it."""

@@ -42,3 +42,17 @@ class Sequential:
 
             glm_sparse.settle(self.parameters, self._biases, self.seen, self.worth)
         return self.parameters
+
+    def kept(self) -> dict[str, np.ndarray]:
+        """Return the parameters as they are held, to the bit: vectors by name, views, for `go_on`."""
+        found = {"parameters": self.parameters, "form": np.array([*self.worth, self._biases])}
+        return found if self.seen is None else {**found, "seen": self.seen}
+
+    def go_on(self, kept: dict[str, np.ndarray]) -> None:
+        """Hold what `kept` returned of another with the same penalties."""
+        self.parameters[:], form = kept["parameters"], kept["form"]
+        if form[2]:
+            self.hold(int(form[2]))
+        self.worth[:] = form[:2]
+        if self.seen is not None:
+            self.seen[:] = kept.get("seen", 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -88,6 +89,24 @@ class History:
         combine(self._coefficients, self._vectors, out)  # not BLAS, whose bits depend on its number of threads
         np.multiply(gradient, -scale, out=scratch)
         out += scratch
+
+    def values(self) -> dict[str, Any]:
+        """Return all that is no vector, as JSON has it; the same on all ranks."""
+        return {"slots": list(self._slots), **{name: table.tolist() for name, table in self._products().items()}}
+
+    def vectors(self) -> dict[str, np.ndarray]:
+        """Return the pairs that are kept, by name, (count,) each: views, to be read or to be written to."""
+        return {f"{name}{slot}": self._vectors[base + slot]
+                for name, base in (("s", 0), ("y", self._memory)) for slot in self._slots}
+
+    def restore(self, values: dict[str, Any]) -> None:
+        """Become what had these `values`, once its `vectors` are written to these."""
+        self._slots = list(values["slots"])
+        for name, table in self._products().items():
+            table[:] = values[name]
+
+    def _products(self) -> dict[str, np.ndarray]:
+        return {"sy": self._sy, "yy": self._yy, "sg": self._sg, "yg": self._yg}
 
     def _free(self) -> int:
         return next(slot for slot in range(self._memory) if slot not in self._slots)

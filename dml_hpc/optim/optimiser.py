@@ -40,6 +40,8 @@ _RULES = {"sgd": updates.MOMENTUM, "nesterov": updates.NESTEROV, "adagrad": upda
           "rmsprop": updates.RMSPROP, "adam": updates.ADAM, "adamw": updates.ADAM}
 _STATES = {updates.PLAIN: 0, updates.ADAM: 2}  # and one for every other rule
 _AVERAGING_DEGREE = 3
+CHANGING = 5
+"""How many numbers `Optimiser.changing` returns."""
 _SMALLEST_PRODUCT = 1e-6  # the toll grows as the product shrinks; both start anew before digits are lost
 
 
@@ -61,7 +63,7 @@ class Optimiser:
         if settings.name not in OPTIMISERS:
             raise ValueError(f"unknown optimiser {settings.name!r}")
         kind, count = np.dtype(dtype).type, owned[1] - owned[0]
-        self.settings = settings
+        self.settings, self._kind = settings, kind
         self._rule = _RULES[settings.name]
         if self._rule in (updates.MOMENTUM, updates.NESTEROV) and settings.momentum == 0:
             self._rule = updates.PLAIN
@@ -87,14 +89,27 @@ class Optimiser:
         self._paid = np.empty((0, 2))
         self._product, self._toll = 1.0, 0.0
 
+    def changing(self, unit: float, step_size: float, t: int) -> tuple[float, float, float, float, float]:
+        """Return what changes from step to step as `update` uses it: unit, step size, corrections, averaging's pace.
+
+        Rounded to the weights' type, but for ``unit``: that of sums in int64 is used as it is.
+        """
+        correct1 = correct2 = 1.0
+        if self._rule == updates.ADAM:
+            correct1 = 1 / (1 - self.settings.momentum ** t)
+            correct2 = 1 / math.sqrt(1 - self.settings.beta2 ** t)
+        kind, pace = self._kind, (_AVERAGING_DEGREE + 1) / (t + _AVERAGING_DEGREE)
+        return unit, float(kind(step_size)), float(kind(correct1)), float(kind(correct2)), float(kind(pace))
+
     def update(self, weights: Array, summed: Array, start: int, unit: float, step_size: float, t: int,
-               again: bool = False) -> None:
+               again: bool = False, changing: Array | None = None) -> None:
         """Change ``weights`` (count,), which are elements ``start`` … of all, in place by one step.
 
         ``summed`` (count,) times ``unit`` is the gradient of the loss by them: of the weights' dtype, or int64; on a
         device it may be `dml_hpc.kernels.cuda.sums.LazySum`. ``t`` is the number of the step, from 1. Step by step it
-        is called for parts that make up what is owned, in any order. ``again`` takes the last step back first. After
-        `update_at`, `settle` before this.
+        is called for parts that make up what is owned, in any order. ``again`` takes the last step back first. On a
+        device, ``changing`` (5,) float64 may lie there: what `changing` says is read from it when the step is taken,
+        and ``unit``, ``step_size`` and ``t`` are not used. After `update_at`, `settle` before this.
         """
         kind = weights.dtype.type
         own = slice(start - self._first, start - self._first + len(weights))
@@ -105,20 +120,27 @@ class Optimiser:
             target[:] = source
         average = averages[0] if averages else weights[:0]
         first, second = (*state, weights[:0], weights[:0])[:2]
-        correct1 = correct2 = 1.0
-        if self._rule == updates.ADAM:
-            correct1 = 1 / (1 - self.settings.momentum ** t)
-            correct2 = 1 / math.sqrt(1 - self.settings.beta2 ** t)
+        unit, *scalars = self.changing(unit, step_size, t)
+        size, correct1, correct2, pace = map(kind, scalars)
+        there = {} if changing is None else {"changing": changing}
         self._take_step(self._rule, weights, summed, first, second, average, start, self._edges,
-                        kind(unit) if summed.dtype == weights.dtype else unit, self._clip, kind(step_size),
-                        self._momentum, self._fresh1, self._fresh2, kind(correct1), kind(correct2), self._epsilon,
-                        self._l1, self._l2, self._decay,
-                        kind((_AVERAGING_DEGREE + 1) / (t + _AVERAGING_DEGREE)))
+                        kind(unit) if summed.dtype == weights.dtype else unit, self._clip, size, self._momentum,
+                        self._fresh1, self._fresh2, correct1, correct2, self._epsilon, self._l1, self._l2, self._decay,
+                        pace, **there)
 
     def reset(self) -> None:
         """Forget all steps taken: the state of one that was just opened. After `update_at`, `settle` before this."""
         for array in [*self.state, *self._before, *([] if self.average is None else [self.average])]:
             array[:] = 0
+
+    def vectors(self) -> dict[str, Array]:
+        """Return, by name, what later steps depend on beside the weights: (stop − start,) each, to be read or written.
+
+        What lets a step be taken again is not among them: it means the last step only. After `update_at`, `settle`
+        before this.
+        """
+        found = {f"state{place}": array for place, array in enumerate(self.state)}
+        return found if self.average is None else {**found, "average": self.average}
 
     @property
     def sparse_able(self) -> bool:

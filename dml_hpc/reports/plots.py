@@ -1,99 +1,25 @@
-"""The figures of a report, as SVG or PNG; the one file that imports matplotlib, and only for a figure."""
+"""The figures of single verbs: all-reduces, traces, singular values; those of a report are in `reports.figures`."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Sequence
-from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dml_hpc.errors import UserError
-from dml_hpc.reports.scaling import PHASES, Group, count, duration, size
+from dml_hpc.reports.figures.canvas import CURVES, INK, MARKERS, MUTED, as_svg, save_png
+from dml_hpc.reports.quantities import count, duration, size
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which people with any colour vision can tell apart; yellow is too pale on white.
-CURVES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX"
-PHASE_COLOURS = {"read": "#56B4E9", "compute": "#009E73", "communicate": "#D55E00", "wait": "#E69F00",
-                 "other": "#BBBBBB"}
+__all__ = ["CURVES", "INK", "MARKERS", "allreduce_figure", "as_svg", "check_matplotlib", "save_png", "scree_figure",
+           "traces_figure"]
+
 MOST_MARKED = 60
 """Of more points a line each has no marker."""
-INK, MUTED = "#222222", "#666666"
-
-
-def speedup_figure(groups: Sequence[Group]) -> Figure:
-    """Draw speed-up against ranks: a curve a group with the spread over repeats, and the ideal line.
-
-    Groups measured at one number of ranks have no curve. A group whose base is not one rank has its own
-    ideal, ranks/base. Raises `UserError` when no group has a curve or matplotlib is missing.
-    """
-    groups = [group for group in groups if len(group.points) > 1]
-    if not groups:
-        raise UserError("nothing to plot: no job was measured at two numbers of ranks; run one at another -n")
-    figure, axes = _figure("ranks", "speed-up (times faster)")
-    ranks = sorted({point.ranks for group in groups for point in group.points})
-    labels = []
-    for base in sorted({group.base for group in groups}):
-        name = "ideal" if base == 1 else f"ideal from {base} ranks"
-        axes.plot([base, ranks[-1]], [1, ranks[-1] / base], color=MUTED, linewidth=1, linestyle=(0, (5, 4)))
-        labels.append((ranks[-1], ranks[-1] / base, name, MUTED))
-    for i, group in enumerate(groups):
-        colour, points = CURVES[i % len(CURVES)], group.points
-        speedups = [point.speedup for point in points]
-        spread = [[point.speedup * (1 - point.seconds / point.seconds_max) for point in points],
-                  [point.speedup * (point.seconds / point.seconds_min - 1) for point in points]]
-        axes.errorbar([point.ranks for point in points], speedups, yerr=spread, color=colour, linewidth=2,
-                      marker=MARKERS[i % len(MARKERS)], markersize=6, elinewidth=1.2, capsize=3)
-        labels.append((points[-1].ranks, speedups[-1], group.short, colour))
-    if ranks[-1] > 16 * ranks[0]:
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log", base=2)
-        axes.yaxis.set_major_formatter("{x:g}")
-    else:
-        axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
-    axes.set_xticks(ranks, [str(n) for n in ranks], minor=False)
-    axes.minorticks_off()
-    _label_right(axes, labels)
-    return figure
-
-
-def split_figure(group: Group) -> Figure:
-    """Draw where one group's time went: a stacked bar a number of ranks, in rank-seconds (ranks × seconds).
-
-    In rank-seconds ideal scaling is a level line, so all that stands above it is what more ranks cost.
-    Raises `UserError` when matplotlib is missing.
-    """
-    figure, axes = _figure("ranks", "rank-seconds (ranks × time)")
-    points = [point for point in group.points if point.split]
-    places = list(range(len(points)))
-    bottom = [0.0] * len(points)
-    labels = []
-    for phase in (*PHASES, "other"):
-        heights = [point.ranks * max(point.other_s if phase == "other" else point.split.get(phase, 0.0), 0.0)
-                   for point in points]
-        if any(heights):
-            axes.bar(places, heights, 0.6, bottom, color=PHASE_COLOURS[phase], edgecolor="white",
-                     linewidth=0.8)
-            middle = bottom[-1] + heights[-1] / 2
-            labels.append((places[-1] + 0.3, middle, phase, INK, PHASE_COLOURS[phase]))
-        bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
-    ideal = group.points[0].seconds * group.base
-    axes.axhline(ideal, color=INK, linewidth=1, linestyle=(0, (5, 4)))
-    axes.annotate("ideal", (0, ideal), (2, 3), xycoords=("axes fraction", "data"),
-                  textcoords="offset points", color=INK)
-    axes.set_xticks(places, [str(point.ranks) for point in points])
-    axes.set_xlim(-0.75, len(points) - 0.55)
-    axes.set_ylim(0, 1.08 * max(ideal, *bottom))
-    _label_right(axes, labels)
-    return figure
 
 
 def allreduce_figure(results: Sequence[dict[str, Any]], ranks: int, limit_bytes_per_s: float | None = None) -> Figure:
@@ -250,31 +176,6 @@ def _curve(panels: tuple[Axes, Axes], curve: list[dict[str, Any]], style: dict[s
 def check_matplotlib() -> None:
     """Raise `UserError` when matplotlib is missing: before what is to be drawn is measured."""
     _panels(1, 1, (1, 1))
-
-
-def as_svg(figure: Figure, title: str) -> str:
-    """Return ``figure`` as one ``<svg>`` element for an HTML page: no links; ``title`` stands in for it."""
-    import matplotlib
-
-    buffer = io.StringIO()
-    # Text stays text: it can be searched and read aloud. A fixed salt makes equal figures equal bytes.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dml-hpc"}):
-        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg"):], count=1, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[\w.]+">', "<g>", svg)  # the same ids in every figure, which a page must not have
-    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
-
-
-def save_png(figure: Figure, path: Path) -> None:
-    """Write ``figure`` to ``path`` as a PNG of 160 dots an inch, whatever the name's ending."""
-    figure.savefig(path, format="png", dpi=160, bbox_inches="tight", metadata={"Software": None})
-
-
-def _figure(x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    figure, panels = _panels(1, 1, (6.4, 4.0))
-    _style(panels[0][0], x_label, y_label)
-    return figure, panels[0][0]
 
 
 def _panels(n_rows: int, n_columns: int, inches: tuple[float, float]) -> tuple[Figure, list[list[Axes]]]:

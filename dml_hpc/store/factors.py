@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from dml_hpc import __version__
+from dml_hpc.data.links import own
 from dml_hpc.errors import UserError
 from dml_hpc.files import HDF5_ERRORS, first_line
 from dml_hpc.store.whole import written_whole
@@ -112,7 +113,7 @@ def read_factors(path: Path) -> Factors:
     try:
         with h5py.File(path, "r", locking=False) as file:
             _check_format(path, file)
-            factors = _read(file)
+            factors = _read(path, file)
             digest = file.attrs["digest"]
         damage = _damage(factors, digest)
     except HDF5_ERRORS as error:
@@ -132,18 +133,19 @@ def _check_format(path: Path, file: h5py.File) -> None:
         raise UserError(f"{path} has format {file.attrs['format']}, this version reads {FORMAT}; run svd again")
 
 
-def _read(file: h5py.File) -> Factors:
+def _read(path: Path, file: h5py.File) -> Factors:
     found: dict[str, Any] = {name: float(file.attrs[name]) for name in NUMBERS}
     for name in ("V", *OF_TRIPLETS, *OF_FEATURES):
-        if name in file or name not in OPTIONAL:
-            found[name] = _whole(file, name)[()].astype(np.float64, copy=False)
-    names = _whole(file, "feature_names").asstr()[()].tolist() if "feature_names" in file else None
+        if file.get(name, getlink=True) or name not in OPTIONAL:
+            found[name] = _whole(path, file, name)[()].astype(np.float64, copy=False)
+    names = _whole(path, file, "feature_names").asstr()[()].tolist() if file.get("feature_names", getlink=True) \
+        else None
     return Factors(feature_names=names, method=str(file.attrs["method"]), rows=int(file.attrs["rows"]),
                    accuracy_met=bool(file.attrs["accuracy_met"]), **found)
 
 
-def _whole(file: h5py.File, name: str) -> h5py.Dataset:
-    dataset = file[name]
+def _whole(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
+    dataset = own(path, file, name)
     # What is not stored is not read: a claim of more than the file holds would only fill memory.
     if dataset.id.get_storage_size() < dataset.nbytes:
         raise ValueError(f"{name} is not whole")

@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from dml_hpc import __version__
+from dml_hpc.data.links import own
 from dml_hpc.errors import UserError
 from dml_hpc.files import HDF5_ERRORS, first_line
 from dml_hpc.store.whole import written_whole
@@ -98,8 +99,8 @@ def read_model(path: Path) -> Model:
             if file.attrs["format"] != FORMAT:
                 raise UserError(f"{path} has format {file.attrs['format']}, this version reads {FORMAT}; train "
                                 "the model again")
-            weights = _vector(file, "weights")
-            names = _vector(file, "feature_names") if "feature_names" in file else None
+            weights = _vector(path, file, "weights")
+            names = _vector(path, file, "feature_names") if file.get("feature_names", getlink=True) else None
             model = Model(
                 objective=file.attrs["objective"],
                 settings=json.loads(file.attrs["settings"]),
@@ -120,8 +121,8 @@ def read_model(path: Path) -> Model:
     return model
 
 
-def _vector(file: h5py.File, name: str) -> np.ndarray:
-    dataset = file[name]
+def _vector(path: Path, file: h5py.File, name: str) -> np.ndarray:
+    dataset = own(path, file, name)
     # What is not stored is not read: a claim of more than the file holds would only fill memory.
     if dataset.ndim != 1 or dataset.id.get_storage_size() < dataset.nbytes:
         raise ValueError(f"{name} is no whole vector")

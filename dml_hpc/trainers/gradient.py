@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from dml_hpc.data.reading import Rows
+from dml_hpc.store.state import Values
 from dml_hpc.trainers.problem import Problem
 
 
@@ -39,6 +40,13 @@ class Gradient(ABC):
         same, and so answers the same.
         """
         return float(last[0])
+
+    def state(self) -> Values:
+        """Return what the next sum depends on beside the parameters, the same on every rank."""
+        return {}
+
+    def restore(self, values: Values) -> None:  # noqa: B027 -- most have nothing
+        """Go on from where `state` was taken."""
 
 
 class FloatGradient(Gradient):
@@ -91,6 +99,14 @@ class FixedPointGradient(Gradient):
         if max(self.unit, self.loss_unit) > _MOST_UNIT:
             return math.nan
         return loss if good and loss_good else None
+
+    def state(self) -> Values:
+        """See `Gradient.state`: the units, which were adapted to the sums so far."""
+        return {"unit": self.unit, "loss_unit": self.loss_unit}
+
+    def restore(self, values: Values) -> None:
+        """See `Gradient.restore`."""
+        self.unit, self.loss_unit = float(values["unit"]), float(values["loss_unit"])
 
 
 MOST_ROWS = 1 << 28

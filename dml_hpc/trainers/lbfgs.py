@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -11,11 +12,18 @@ from dml_hpc.comm.clock import Clock
 from dml_hpc.comm.reducer import Reducer
 from dml_hpc.data.reading import Reader
 from dml_hpc.kernels.dots import dot
-from dml_hpc.optim.lbfgs import lbfgs
+from dml_hpc.optim.lbfgs import Iterate, Minimiser
+from dml_hpc.store.state import Kept, State
 from dml_hpc.trainers.algorithm import Algorithm, Met, Suspects
 from dml_hpc.trainers.gradient import Gradient
 from dml_hpc.trainers.problem import Problem
 from dml_hpc.trainers.trace import Trace
+
+SETTLED = "the loss no longer falls"
+
+
+class _RowsLostError(Exception):
+    """Rows were lost in an evaluation, on some rank; raised on all of them."""
 
 
 class Lbfgs(Algorithm):
@@ -47,28 +55,46 @@ class Lbfgs(Algorithm):
         penalised = [(max(low, self._own.start) - self._own.start, min(high, self._own.stop) - self._own.start)
                      for low, high in problem.layers.penalised if max(low, self._own.start) < min(high, self._own.stop)]
         self._penalised = [slice(*part) for part in penalised]
-        self._loss, self._late, self._objective = 0.0, False, math.inf
-        self.evaluations = 0
-        self._iterates = lbfgs(self._evaluate, self._parameters[self._own].copy(), self._dots, l1=problem.l1,
-                               penalised=penalised)
+        self._ranges = penalised
+        self._loss, self._late = 0.0, False
+        self._passes = self._met = 0
+        self._objective: float | None = None
+        self._done: str | None = None
+        self._minimiser = self._begun()
+
+    def _begun(self) -> Minimiser:
+        """Return what minimises from where this is."""
+        return Minimiser(self._evaluate, self._x, self._dots, l1=self.problem.l1, penalised=self._ranges)
 
     def advance(self, step: int) -> Met:
         """See `Algorithm.advance`."""
-        before = self.evaluations
-        iterate = next(self._iterates, None)
-        if iterate is None:
-            return Met(0, 0.0, self._late, "nothing lowers the loss any more")
+        if self._done is not None:
+            return Met(0, 0.0, done=self._done)
+        self._passes = self._met = 0
+        iterate = self._iterate()
         self._x = iterate.x
         self.clock.lap("compute")
-        rows = self.problem.rows * (self.evaluations - before)
-        self.trace.note(self.reader.count * (self.evaluations - before), self.problem.rows,
-                        self._loss)
-        done = iterate.ended
-        fallen = self._objective - iterate.loss
-        if done is None and math.isfinite(fallen) and fallen <= self._tolerance * abs(self._objective):
-            done = "the loss no longer falls"
+        rows = self.problem.rows
+        self._note(self._passes, rows, self._loss)
+        self._done = iterate.ended
+        if self._done is None and self._objective is not None:
+            fallen = self._objective - iterate.loss
+            if math.isfinite(fallen) and fallen <= self._tolerance * abs(self._objective):
+                self._done = SETTLED
         self._objective = iterate.loss
-        return Met(rows, self._loss * (rows / self.problem.rows), self._late, done)
+        return Met(self._met, self._loss * (self._met / rows), self._late, self._done)
+
+    def _iterate(self) -> Iterate:
+        """Collective: take an iteration; one in which rows are lost, which changes the function, begins anew.
+
+        So does the history, which knows of another function.
+        """
+        while True:
+            try:
+                return next(self._minimiser)
+            except _RowsLostError:
+                self._x, self._objective = self._minimiser.x, None
+                self._minimiser = self._begun()
 
     def _evaluate(self, x: np.ndarray) -> tuple[float, np.ndarray]:
         """Collective: return the objective and its gradient at the parameters of which ``x`` is this rank's part."""
@@ -81,6 +107,8 @@ class Lbfgs(Algorithm):
             waited_s = reader.waited_s
             gradient.fill(reader.everything(), self._folded, reducer.buffer, self.time_over())
             clock.lap("compute", reader.waited_s - waited_s)
+            if self._lost_rows(reducer.comm):
+                raise _RowsLostError
             if self._whole:
                 reducer.allreduce()
                 clock.meet()
@@ -94,9 +122,9 @@ class Lbfgs(Algorithm):
                 reducer.reduce_scatter()
                 clock.meet()
                 loss = float(last[0])
-        self.evaluations += 1
-        self._loss, self._late = loss, self._late or last[-1] > 0
-        weight = problem.rows
+        self._loss, self._late = loss / problem.mean_weight, self._late or last[-1] > 0
+        self._passes, self._met = self._passes + 1, self._met + problem.rows
+        weight = problem.rows * problem.mean_weight
         slope = np.multiply(reducer.total[self._own], gradient.unit / weight, dtype=np.float64).astype(x.dtype)
         penalty = 0.0
         for part in self._penalised if problem.l2 else ():
@@ -136,3 +164,38 @@ class Lbfgs(Algorithm):
     def suspects(self, step: int) -> Suspects:
         """See `Algorithm.suspects`."""
         return Suspects(self._folded, step, 0)
+
+    def state(self) -> State:
+        """See `Algorithm.state`: x, its gradient and the pairs of the history, and the inner products of these.
+
+        That the time was over is not kept: who goes on may have more of it.
+        """
+        comm, size = self._reducer.comm, self.problem.layers.size
+        state = State({"minimiser": self._minimiser.values(), "objective": self._objective, "done": self._done,
+                       "gradient": self._gradient.state(), "left_out": self._left_out()})
+        for name, vector in self._minimiser.vectors().items():
+            if self._whole:
+                state.put_shared(name, vector, comm.rank, comm.size)
+            else:
+                state.put(name, vector, self._own.start, size)
+        return state
+
+    def restore(self, kept: Kept) -> None:
+        """See `Algorithm.restore`; nothing is evaluated. Each rank reads what it now holds of the vectors.
+
+        Where other shards are left out now, only the point is taken back.
+        """
+        values = kept.values
+        self._gradient.restore(values["gradient"])
+        if values.get("left_out", []) != self._left_out():  # what is kept is of another function
+            kept.read("x", self._x, self._own.start)
+            self._minimiser = self._begun()
+            return
+        self._minimiser.restore(values["minimiser"], lambda name, out: kept.read(name, out, self._own.start))
+        self._objective = values["objective"]
+        self._done = None if values["done"] == SETTLED else values["done"]  # a smaller tolerance may be wanted now
+        self._x = self._minimiser.x
+
+    def _left_out(self) -> list[str]:
+        """Return the names of the shards that do not count."""
+        return sorted(Path(one.file).name for one in self.reader.dataset.left_out)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from dml_hpc.data.reading import Rows
+from dml_hpc.device import Array
 from dml_hpc.objectives.sequential import Sequential
 from dml_hpc.optim.optimiser import Optimiser
 from dml_hpc.trainers.problem import Problem
@@ -29,6 +30,14 @@ class Learner(ABC):
     @abstractmethod
     def parameters(self) -> np.ndarray:
         """Return the model (size,), by standardised features; valid until the next call."""
+
+    @abstractmethod
+    def kept(self) -> dict[str, np.ndarray]:
+        """Return the model as it is held, to the bit: vectors of the host by name, valid until the next call."""
+
+    @abstractmethod
+    def go_on(self, kept: dict[str, np.ndarray]) -> None:
+        """Hold what another one's `kept` returned, copied."""
 
 
 class OneByOne(Learner):
@@ -57,11 +66,19 @@ class OneByOne(Learner):
         """See `Learner.parameters`."""
         return self._state.settle()
 
+    def kept(self) -> dict[str, np.ndarray]:
+        """See `Learner.kept`."""
+        return self._state.kept()
+
+    def go_on(self, kept: dict[str, np.ndarray]) -> None:
+        """See `Learner.go_on`."""
+        self._state.go_on(kept)
+
 
 class MiniBatches(Learner):
     """One step of an optimiser for all the rows that `learn` is given.
 
-    ``weights`` (size,) lie where the ``optimiser``'s state does, where ``vectors`` says.
+    ``weights`` (size,) lie where the ``optimiser``'s state does, where ``vectors`` says. ``number`` counts the steps.
     """
 
     def __init__(self, vectors: Vectors, optimiser: Optimiser, clip_norm: float | None = None):
@@ -71,11 +88,18 @@ class MiniBatches(Learner):
         self.weights, self._gradient = vectors.empty(size, problem.dtype), vectors.empty(size, problem.dtype)
         self.weights[:] = 0
         self.folded = self._folding = vectors.empty(0 if problem.scaling.trivial else size, problem.dtype)
-        self._number = 0
+        self.number = 0
 
     def begin(self, parameters: np.ndarray) -> None:
         """See `Learner.begin`."""
         self._vectors.copy(parameters, self.weights)
+
+    def move(self, places: Sequence[Array]) -> None:
+        """Keep the weights, and with more ``places`` the optimiser's state, in these arrays (size,) from now on."""
+        for place, vector in zip(places, [self.weights, *self.optimiser.state], strict=False):
+            place[:] = vector
+        self.weights, *state = places
+        self.optimiser.state[:len(state)] = state
 
     def learn(self, parts: Iterable[Rows], step_size: float) -> tuple[int, float]:
         """See `Learner.learn`."""
@@ -94,14 +118,23 @@ class MiniBatches(Learner):
         if not count:
             return 0, 0.0
         vectors.scaling.pull_back(gradient)
-        unit = 1 / count
+        mean = vectors.problem.mean_weight
+        unit = 1 / (count * mean)
         if self._clip_norm is not None:
             norm = unit * vectors.norm(gradient)
             unit *= min(1.0, self._clip_norm / norm) if norm > 0 else 1.0
-        self._number += 1
-        self.optimiser.update(self.weights, gradient, 0, unit, step_size, self._number)
-        return count, loss
+        self.number += 1
+        self.optimiser.update(self.weights, gradient, 0, unit, step_size, self.number)
+        return count, loss / mean
 
     def parameters(self) -> np.ndarray:
         """See `Learner.parameters`."""
         return self._vectors.host(self.weights)
+
+    def kept(self) -> dict[str, np.ndarray]:
+        """See `Learner.kept`: the weights alone, all that there is where the optimiser is plain SGD."""
+        return {"weights": self._vectors.host(self.weights)}
+
+    def go_on(self, kept: dict[str, np.ndarray]) -> None:
+        """See `Learner.go_on`."""
+        self._vectors.copy(kept["weights"], self.weights)

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 from dml_hpc.comm.clock import Clock
 from dml_hpc.data.reading import Reader, Rows
+from dml_hpc.store.state import Values
 
 
 @dataclass
 class Machine:
     """A machine, by its ``number``; its next example is number ``inside`` of chunk ``chunk`` of its reader's steps.
 
-    ``examples`` it has learnt from in all, ``in_round`` of them in this round.
+    ``examples`` it has learnt from in all, ``in_round`` of them in this round, with the summed loss ``loss``. Once it
+    has ``finished`` the round, ``square`` is the squared norm of its model.
     """
 
     number: int
@@ -22,14 +24,30 @@ class Machine:
     inside: int = 0
     examples: int = 0
     in_round: int = 0
+    loss: float = 0.0
+    square: float = 0.0
+    finished: bool = False
+
+    def begin_round(self) -> None:
+        """Begin another round where the last one ended."""
+        self.in_round, self.loss, self.square, self.finished = 0, 0.0, 0.0, False
+
+    def place(self) -> Values:
+        """Return how far it has come."""
+        return {name: getattr(self, name) for name in _PLACE}
+
+    def go_on(self, place: Values) -> None:
+        """Go on from a `place`, by a reader of the same rows."""
+        for name in _PLACE:
+            setattr(self, name, place[name])
 
     def chunks(self, most: int | None, clock: Clock) -> Iterator[Iterable[Rows]]:
-        """Yield the next ``most`` examples, chunk by chunk, pass after pass over the rows; None: without end.
+        """Yield the examples that are left of a round's ``most``, chunk by chunk, pass after pass over the rows.
 
-        Each chunk is to be gone through before the next is asked for, and each of its parts is valid until the next.
+        None: without end. Each chunk is to be gone through before the next is asked for, and each of its parts is valid
+        until the next.
         """
-        self.in_round = 0
-        while self.reader.count and (most is None or self.in_round < most):
+        while self.reader.used and (most is None or self.in_round < most):
             parts, _ = self.reader.take(*divmod(self.chunk, self.reader.steps))
             clock.lap("read")
             yield self._of_chunk(parts, None if most is None else most - self.in_round)
@@ -49,6 +67,9 @@ class Machine:
         self.chunk, self.inside = (self.chunk + 1, 0) if whole else (self.chunk, self.inside + taken)
         self.in_round += taken
         self.examples += taken
+
+
+_PLACE = ("number", "chunk", "inside", "examples", "in_round", "loss", "square", "finished")
 
 
 def cut(parts: Iterable[Rows], size: int | None) -> Iterator[Rows]:

@@ -10,6 +10,7 @@ import numpy as np
 from dml_hpc.data.on_device import DeviceRows
 from dml_hpc.data.reading import Rows
 from dml_hpc.device import Array
+from dml_hpc.kernels.cuda import sums
 from dml_hpc.objectives.on_device import DeviceSequential, on_device
 from dml_hpc.objectives.on_device.scaling import DeviceScaling
 from dml_hpc.trainers.gradient import FixedPointGradient, FloatGradient
@@ -36,7 +37,11 @@ class DeviceProblem(Problem):
 
     def add_loss_and_gradient(self, parts: Iterable[Rows], parameters: Array, gradient: Array, loss: Array) -> None:
         """Add the summed gradient of ``parts`` to ``gradient`` (size,) and their loss to ``loss`` (1,) float64."""
-        for part in self.moved.of(parts):
+        self.add_of(self.moved.of(parts), parameters, gradient, loss)
+
+    def add_of(self, there: Iterable[Rows], parameters: Array, gradient: Array, loss: Array) -> None:
+        """Do what `add_loss_and_gradient` does for parts that are on the device, each valid until the next."""
+        for part in there:
             self.computing.loss_and_gradient(self.layers, part, parameters, gradient, loss)
             progressed()
 
@@ -83,16 +88,24 @@ class DeviceFloatGradient(FloatGradient):
         super().__init__(problem)
         self._there, self._scaling = problem, scaling
         self._loss = problem.device.zeros(1, np.float64)
+        self.moved, self.capturable = problem.moved, problem.computing.capturable
 
     def fill(self, parts: Iterable[Rows], folded: Array, buffer: Array, late: bool) -> None:
         """See `Gradient.fill`; the work is queued. ``own_loss`` is not known."""
-        buffer[:] = 0
-        self._loss[:] = 0
-        gradient = buffer[:-self.extra]
-        self._there.add_loss_and_gradient(parts, folded, gradient, self._loss)
-        buffer[-2:-1] = self._loss
+        self.fill_of(self.moved.of(parts), folded, buffer)
         if late:
             buffer[-1:] = 1
+
+    def fill_of(self, there: Iterable[Rows], folded: Array, buffer: Array) -> None:
+        """Do what `fill` does for parts that are on the device, each valid until the next.
+
+        Where it is ``capturable``, this is work for `Device.capture`.
+        """
+        device, gradient = self._there.device, buffer[:-self.extra]
+        device.zero(buffer)
+        device.zero(self._loss)
+        self._there.add_of(there, folded, gradient, self._loss)
+        sums.add_up(device, self._loss, buffer[-2:-1])
         self._scaling.pull_back(gradient)
 
 
@@ -139,3 +152,10 @@ class DeviceOneByOne(Learner):
         """See `Learner.parameters`."""
         return self._problem.device.get(self._state.settle())
 
+    def kept(self) -> dict[str, np.ndarray]:
+        """See `Learner.kept`."""
+        return self._state.kept()
+
+    def go_on(self, kept: dict[str, np.ndarray]) -> None:
+        """See `Learner.go_on`."""
+        self._state.go_on(kept)

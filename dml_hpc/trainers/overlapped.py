@@ -20,11 +20,13 @@ from dml_hpc.comm.background import take_naps
 from dml_hpc.comm.clock import Clock
 from dml_hpc.comm.reducer import Reducer
 from dml_hpc.data.reading import Reader
+from dml_hpc.layout import split
 from dml_hpc.objectives.network import Network
 from dml_hpc.optim.schedules import Schedule
+from dml_hpc.store.state import Kept, State
 from dml_hpc.trainers.algorithm import Algorithm, Met, Suspects
 from dml_hpc.trainers.problem import Problem
-from dml_hpc.trainers.sync import OpenOptimiser
+from dml_hpc.trainers.sync import OpenOptimiser, all_own_all
 from dml_hpc.trainers.trace import Trace
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class Bucket:
         self._optimiser = open_optimiser((start + first, start + last))
         self._weights = parameters[start + first:start + last].copy()
         self._own = slice(first, last)
+        self._all_own_all = all_own_all(reducer, reducer.owned, stop - start)
 
     def put(self, gradient: np.ndarray) -> None:
         """Copy this rank's gradient to where it is summed from."""
@@ -65,6 +68,23 @@ class Bucket:
     def take(self, parameters: np.ndarray) -> None:
         """Copy what was gathered to ``parameters`` (size,)."""
         parameters[self.start:self.stop] = self._reducer.total
+
+    def put_state(self, state: State, total: int) -> None:
+        """Add the optimiser's vectors to ``state``, as parts of vectors of ``total`` elements."""
+        comm = self._reducer.comm
+        for name, vector in self._optimiser.vectors().items():
+            if self._all_own_all:
+                first, last = split(len(vector), comm.size, comm.rank)
+                state.put(name, vector[first:last], self.start + first, total)
+            else:
+                state.put(name, vector, self.start + self._own.start, total)
+
+    def restore(self, kept: Kept, parameters: np.ndarray) -> None:
+        """Take them back, and the weights from ``parameters`` (size,)."""
+        first = self.start + self._own.start
+        self._weights[:] = parameters[first:first + len(self._weights)]
+        for name, vector in self._optimiser.vectors().items():
+            kept.read(name, vector, first)
 
 
 class OverlappedSync(Algorithm):
@@ -121,7 +141,7 @@ class OverlappedSync(Algorithm):
         self._steps.clear()
         loss, late = sums.result()
         clock.meet()
-        self.trace.note(reader.count / self.steps, rows, loss)
+        self._note(1 / self.steps, rows, loss)
         return Met(rows, float(loss), late > 0)
 
     def _sum(self, own: np.ndarray) -> np.ndarray:
@@ -168,6 +188,21 @@ class OverlappedSync(Algorithm):
     def suspects(self, step: int) -> Suspects:
         """See `Algorithm.suspects`."""
         return Suspects(self._raw, *divmod(step, self.steps))
+
+    def state(self) -> State:
+        """See `Algorithm.state`: waits for the weights that are under way."""
+        parameters, state = self.parameters(), State()
+        state.put_shared("weights", parameters, self._comm.rank, self._comm.size)
+        for bucket in self._buckets:
+            bucket.put_state(state, len(parameters))
+        return state
+
+    def restore(self, kept: Kept) -> None:
+        """See `Algorithm.restore`."""
+        kept.read("weights", self._parameters)
+        self._raw = self.problem.scaling.fold(self._parameters, self._folding)
+        for bucket in self._buckets:
+            bucket.restore(kept, self._parameters)
 
     def __enter__(self) -> OverlappedSync:
         return self

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from dml_hpc.data.dataset import Dataset
 from dml_hpc.data.reading import Rows
 from dml_hpc.objectives.layers import Layers
 from dml_hpc.objectives.objective import Objective
@@ -21,7 +22,9 @@ class Problem:
     """Minimise mean ℓ + ½·l2·‖w‖² + l1·‖w‖₁ over the parameters by standardised features (see `Scaling`).
 
     The mean is over the rows of a data set, whose weights are 1 on average. Biases are not penalised.
-    ``squared_norm`` is the mean of ‖(z, 1)‖² over the rows z, standardised, None when it is not known.
+    ``squared_norm`` is the mean of ‖(z, 1)‖² over the rows z, standardised, None when it is not known. ``mean_without``
+    says what rows weigh on average where shards of the data set are left out (None: 1 each); then ``mean_weight`` is
+    that, and the mean is by weight.
     """
 
     objective: Objective
@@ -32,6 +35,14 @@ class Problem:
     l2: float
     dtype: np.dtype
     squared_norm: float | None = None
+    mean_without: Callable[[Dataset, Collection[int]], float] | None = None
+    mean_weight: float = 1.0
+
+    def leave_out(self, dataset: Dataset) -> None:
+        """Go on without the rows of ``dataset`` that all ranks leave out (`Dataset.forgone`): the mean is of the rest.
+        """
+        self.rows = dataset.used_rows
+        self.mean_weight = 1.0 if self.mean_without is None else self.mean_without(dataset, dataset.forgone)
 
     def loss_and_gradient(self, parts: Iterable[Rows], parameters: np.ndarray, gradient: np.ndarray) -> float:
         """Add the summed gradient of ``parts`` to ``gradient``; return their summed loss.

@@ -13,6 +13,7 @@ from dml_hpc.data.reading import Reader
 from dml_hpc.kernels import touched
 from dml_hpc.optim.optimiser import Optimiser
 from dml_hpc.optim.schedules import Schedule
+from dml_hpc.store.state import Kept, State
 from dml_hpc.trainers.algorithm import Algorithm, Met, Suspects
 from dml_hpc.trainers.problem import Problem
 from dml_hpc.trainers.trace import Trace
@@ -46,9 +47,30 @@ class SparseSync(Algorithm):
 
     def advance(self, step: int) -> Met:
         """See `Algorithm.advance`."""
-        clock, reader, problem = self.clock, self.reader, self.problem
+        clock = self.clock
         self.step_size = self._schedule.step_size(step)
         late = self.time_over()
+        while True:
+            count, loss, rows = self._collect(step)
+            if not self._lost_rows(self._comm):
+                break
+        at, values = self._at[:count], self._values[:count]
+        counts, totals = self._exchange(at, values, np.array([count, loss, late], np.float64))
+        clock.meet()
+        union = self._add_up(counts)
+        self._optimiser.update_at(self._weights, union, self._summed[:len(union)],
+                                  1 / (max(rows, 1) * self.problem.mean_weight), self.step_size)
+        clock.lap("compute")
+        loss = float(totals[1]) / self.problem.mean_weight
+        self._note(1 / self.steps, rows, loss)
+        return Met(rows, loss, totals[2] > 0)
+
+    def _collect(self, step: int) -> tuple[int, float, int]:
+        """Make ``_at`` and ``_values`` begin with what this rank's rows of a step touch, and its gradient there.
+
+        Returns how many elements these are, the rows' summed loss, and how many rows all ranks have.
+        """
+        clock, reader, problem = self.clock, self.reader, self.problem
         parts, rows = reader.take(*divmod(step, self.steps))
         waited_s = reader.waited_s
         clock.lap("read")
@@ -65,17 +87,9 @@ class SparseSync(Algorithm):
             loss += problem.objective.loss_and_gradient(problem.layers, part.X, part.y, part.weight, part.rows,
                                                         self._folded, self._gradient)
             progressed()
-        at, values = self._at[:count], self._values[:count]
-        touched.take_out(self._gradient, problem.scaling.scale, at, values)
+        touched.take_out(self._gradient, problem.scaling.scale, self._at[:count], self._values[:count])
         clock.lap("compute", reader.waited_s - waited_s)
-        counts, totals = self._exchange(at, values, np.array([count, loss, late], np.float64))
-        clock.meet()
-        union = self._add_up(counts)
-        self._optimiser.update_at(self._weights, union, self._summed[:len(union)], 1 / max(rows, 1),
-                                  self.step_size)
-        clock.lap("compute")
-        self.trace.note(reader.count / self.steps, rows, totals[1])
-        return Met(rows, float(totals[1]), totals[2] > 0)
+        return count, loss, rows
 
     def _begin(self, room: int, count: int = 0) -> None:
         """Have room for so many touched elements; with ``count`` 0 none is marked any more."""
@@ -134,6 +148,22 @@ class SparseSync(Algorithm):
     def suspects(self, step: int) -> Suspects:
         """See `Algorithm.suspects`."""
         return Suspects(self._folded, *divmod(step, self.steps))
+
+    def state(self) -> State:
+        """See `Algorithm.state`; all penalties are paid first, which may change last bits of the steps that follow."""
+        self._optimiser.settle(self._weights)
+        state = State()
+        for name, vector in self._vectors().items():
+            state.put_shared(name, vector, self._comm.rank, self._comm.size)
+        return state
+
+    def restore(self, kept: Kept) -> None:
+        """See `Algorithm.restore`."""
+        for name, vector in self._vectors().items():
+            kept.read(name, vector)
+
+    def _vectors(self) -> dict[str, np.ndarray]:
+        return {"weights": self._weights, **self._optimiser.vectors()}
 
 
 def _mpi_type(array: np.ndarray) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -11,10 +12,14 @@ from dml_hpc.comm.clock import Clock
 from dml_hpc.comm.reducer import Reducer, takes_lazy_sums
 from dml_hpc.data.reading import Reader
 from dml_hpc.device import Array
-from dml_hpc.optim.optimiser import Optimiser
+from dml_hpc.kernels.cuda.sums import LazySum, address
+from dml_hpc.optim.optimiser import CHANGING, Optimiser
 from dml_hpc.optim.schedules import Schedule
+from dml_hpc.store.state import Kept, State
 from dml_hpc.trainers.algorithm import Algorithm, Met, Suspects
+from dml_hpc.trainers.captured import Captured, CapturedGradient, captured_gradient
 from dml_hpc.trainers.gradient import Gradient
+from dml_hpc.trainers.on_device import DeviceFloatGradient
 from dml_hpc.trainers.problem import Problem
 from dml_hpc.trainers.trace import Trace
 from dml_hpc.trainers.vectors import Vectors
@@ -46,32 +51,75 @@ class Sync(Algorithm):
         # Where nothing is scaled the weights themselves will do, unless a step may have to be taken again from them.
         self._as_they_are = problem.scaling.trivial and not gradient.repeats
         self._folded = self._folding = vectors.empty(0 if self._as_they_are else len(parameters), problem.dtype)
+        self._captured: CapturedGradient | None = None
+        self._capture()
+
+    def _capture(self) -> None:
+        if isinstance(self._gradient, DeviceFloatGradient):
+            self._captured = captured_gradient(self._gradient, self.reader, self._fold)
+
+    def read_anew(self, open_reader: Callable[[], Reader]) -> None:
+        """See `Algorithm.read_anew`."""
+        self._captured = None  # it holds the rows on the device
+        super().read_anew(open_reader)
+        self._capture()
+
+    def _recapture(self) -> None:
+        """Capture steps anew, which have other rows now."""
+        self._captured = None
+        self._capture()
 
     def advance(self, step: int) -> Met:
         """See `Algorithm.advance`."""
         clock, reader, taker, gradient = self.clock, self.reader, self._taker, self._gradient
         self.step_size = self._schedule.step_size(step)
-        self._folded = self._vectors.scaling.fold(taker.weights, self._folding)
-        if self._folded is taker.weights and not self._as_they_are:
-            self._folding[:] = taker.weights
-            self._folded = self._folding
+        if self._captured is None:
+            self._fold()
         loss, again, late = None, False, self.time_over()
         while loss is None:
-            parts, rows = reader.take(*divmod(step, self.steps))
-            waited_s = reader.waited_s
-            clock.lap("read")
-            gradient.fill(parts, self._folded, self._reducer.buffer, late)
+            rows, waited_s = self._fill(*divmod(step, self.steps), late)
             if self._reducer.comm.size > 1:
                 self._vectors.wait()  # so that time is counted as what it is spent on
             clock.lap("compute", reader.waited_s - waited_s)
-            last = taker.take(step, self.step_size, max(rows, 1), again)
+            if self._lost_rows(self._reducer.comm):
+                self._recapture()
+                continue
+            last = taker.take(step, self.step_size, max(rows, 1) * self.problem.mean_weight, again)
             if self._vectors.device is not None and self._reducer.comm.size == 1:
                 clock.lap("compute")
             else:
                 clock.meet(taker.update_s)
             loss, again = gradient.judge(last, rows), True
-        self.trace.note(reader.count / self.steps, rows, loss)
+        loss /= self.problem.mean_weight
+        self._note(1 / self.steps, rows, loss)
         return Met(rows, loss, bool(last[-1] > 0))
+
+    def _fill(self, epoch: int, number: int, late: bool) -> tuple[int, float]:
+        """Write this rank's share of step ``number`` to the reducer's buffer.
+
+        Returns how many rows the step has on all ranks, and for how long the reader had waited before they were used.
+        """
+        reader, buffer, captured = self.reader, self._reducer.buffer, self._captured
+        known = None if captured is None else captured.again(number, buffer, late)
+        if known is not None:
+            return known, reader.waited_s
+        parts, rows = reader.take(epoch, number)
+        waited_s = reader.waited_s
+        self.clock.lap("read")
+        if captured is None:
+            self._gradient.fill(parts, self._folded, buffer, late)
+        else:
+            captured.fill(number, parts, rows, buffer, late)
+        return rows, waited_s
+
+    def _fold(self) -> Array:
+        """Return the parameters for rows as they are stored; they stay until the next step."""
+        weights = self._taker.weights
+        self._folded = self._vectors.scaling.fold(weights, self._folding)
+        if self._folded is weights and not self._as_they_are:
+            self._folding[:] = weights
+            self._folded = self._folding
+        return self._folded
 
     def parameters(self) -> np.ndarray:
         """See `Algorithm.parameters`."""
@@ -80,6 +128,25 @@ class Sync(Algorithm):
     def suspects(self, step: int) -> Suspects:
         """See `Algorithm.suspects`."""
         return Suspects(self._vectors.host(self._folded), *divmod(step, self.steps))
+
+    def state(self) -> State:
+        """See `Algorithm.state`: "weights" and the optimiser's vectors, of the same names in all forms of ``sync``.
+
+        What a compressing reducer has not sent yet is not part of it, and lost where a run goes on from it.
+        """
+        state = State(self._gradient.state())
+        self._taker.put(state)
+        return state
+
+    def restore(self, kept: Kept) -> None:
+        """See `Algorithm.restore`."""
+        self._gradient.restore(kept.values)
+        self._taker.restore(kept)
+
+
+def all_own_all(reducer: Reducer, owned: tuple[int, int], count: int) -> bool:
+    """Collective: say whether all of ``count`` elements are every rank's own; of few, one rank may own all alone."""
+    return reducer.comm.allreduce(int(owned == (0, count))) == reducer.comm.size
 
 
 class _FusedSteps:
@@ -98,11 +165,15 @@ class _FusedSteps:
         self._vectors, self._reducer, self._gradient = vectors, reducer, gradient
         start, stop = reducer.owned
         self._owned = min(start, count), min(stop, count)
-        # Of a small vector one rank may own all, and the others nothing.
-        self._all_own_all = reducer.comm.allreduce(int(self._owned == (0, count))) == reducer.comm.size
+        self._all_own_all = all_own_all(reducer, self._owned, count)
         self._optimiser = open_optimiser(self._owned)
         self._step = (0, 0.0, 0.0, False)
         self.update_s = 0.0
+        self._captured: Captured | None = None
+        if vectors.device is not None and not gradient.repeats:
+            self._captured = Captured(vectors.device)
+            self._changing = vectors.device.empty(CHANGING, np.float64)
+            self._told = vectors.device.pinned(CHANGING, np.float64)
 
     def take(self, number: int, step_size: float, weight: float, again: bool) -> np.ndarray:
         """Collective: take one step from the ranks' sums over rows of ``weight``; ``again``: instead of the last.
@@ -110,6 +181,8 @@ class _FusedSteps:
         Returns what the sum ends with after the weights' gradient, its first element, the loss, in real units.
         """
         self._step = number + 1, self._gradient.unit / weight, step_size, again
+        if self._captured is not None:
+            self._told[:] = self._optimiser.changing(self._gradient.unit / weight, step_size, number + 1)
         self.update_s = 0.0
         self._reducer.reduce_update(self._update)
         return self._vectors.host(self._last)
@@ -118,17 +191,30 @@ class _FusedSteps:
     def _update(self, summed: Array, start: int, stop: int) -> None:
         """See `dml_hpc.comm.reducer.Update`."""
         began = time.perf_counter()
+        if self._captured is None:
+            self._take(summed, start, stop)
+        else:
+            where = (address(summed.table), summed.start) if isinstance(summed, LazySum) else (address(summed),)
+            self._captured.queue((start, stop, *where), lambda: partial(self._take_as_told, summed, start, stop))
+        self.update_s += time.perf_counter() - began
+
+    def _take_as_told(self, summed: Array, start: int, stop: int) -> None:
+        """Do what `_take` does; what changes from step to step is copied from where it has been written."""
+        assert self._vectors.device is not None
+        self._vectors.device.load(self._changing, self._told)
+        self._take(summed, start, stop, self._changing)
+
+    def _take(self, summed: Array, start: int, stop: int, changing: Array | None = None) -> None:
         count = len(self.weights)
         number, unit, step_size, again = self._step
         if start < count:
             part = self.weights[start:stop]
-            self._optimiser.update(part, summed[:len(part)], start, unit, step_size, number, again)
+            self._optimiser.update(part, summed[:len(part)], start, unit, step_size, number, again, changing)
         if stop > count:
             first = max(start, count)
             self._vectors.assign(self._last[first - count:stop - count], summed[first - start:])
             if first == count and self._gradient.loss_unit != 1:
                 self._last[:1] *= self._gradient.loss_unit
-        self.update_s += time.perf_counter() - began
 
     def parameters(self) -> np.ndarray:
         """Collective: return the weights, or the average of their iterates where one is kept."""
@@ -143,6 +229,22 @@ class _FusedSteps:
         averaged = self.weights.copy()
         self._gather(now)
         return averaged
+
+    def put(self, state: State) -> None:
+        """Add all that later steps depend on to ``state``."""
+        vectors, comm, count = self._vectors, self._reducer.comm, len(self.weights)
+        vectors.put_shared(state, "weights", self.weights, comm)
+        for name, vector in self._optimiser.vectors().items():
+            if self._all_own_all:
+                vectors.put_shared(state, name, vector, comm)
+            else:
+                vectors.put(state, name, vector, self._owned[0], count)
+
+    def restore(self, kept: Kept) -> None:
+        """Take back what `put` gave; weights that ranks see in one place are written by each of them, alike."""
+        self._vectors.take(kept, "weights", self.weights)
+        for name, vector in self._optimiser.vectors().items():
+            self._vectors.take(kept, name, vector, self._owned[0])
 
     def _gather(self, own: np.ndarray) -> None:
         """Collective: make ``weights`` what their owners hold in ``own``."""
@@ -186,3 +288,13 @@ class _ClippedSteps:
     def parameters(self) -> np.ndarray:
         """See `_FusedSteps.parameters`."""
         return self.weights if self._optimiser.average is None else self._optimiser.average
+
+    def put(self, state: State) -> None:
+        """See `_FusedSteps.put`."""
+        for name, vector in {"weights": self.weights, **self._optimiser.vectors()}.items():
+            self._vectors.put_shared(state, name, vector, self._reducer.comm)
+
+    def restore(self, kept: Kept) -> None:
+        """See `_FusedSteps.restore`."""
+        for name, vector in {"weights": self.weights, **self._optimiser.vectors()}.items():
+            self._vectors.take(kept, name, vector)

@@ -22,6 +22,8 @@ class Trace:
         self._clock, self.count_bytes, self._before = clock, bytes_sent, 0
         self.examples = 0.0
         """Rows that this rank learnt from."""
+        self.earlier_s = 0.0
+        """Seconds that the run took before it was resumed."""
         self.points: list[dict[str, Any]] = []
         self._started = time.perf_counter()
         self._loss, self._rows, self._marks, self._spacing = 0.0, 0, 0, 1
@@ -37,8 +39,8 @@ class Trace:
 
     @property
     def seconds(self) -> float:
-        """Since `start`."""
-        return time.perf_counter() - self._started
+        """Since `start`, and before the run was resumed."""
+        return self.earlier_s + time.perf_counter() - self._started
 
     def note(self, own_rows: float, rows: int, loss: float) -> None:
         """Count ``own_rows`` examples of this rank; ``rows`` met the summed ``loss`` (all ranks' where known)."""

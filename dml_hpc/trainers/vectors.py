@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,8 +11,13 @@ from dml_hpc.data.reading import Rows
 from dml_hpc.device import Array, Device
 from dml_hpc.kernels.cuda import sums
 from dml_hpc.kernels.dots import squared_norm
+from dml_hpc.layout import split
 from dml_hpc.objectives.on_device.scaling import DeviceScaling
+from dml_hpc.store.state import Kept, State
 from dml_hpc.trainers.problem import Problem
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
 
 
 class Vectors:
@@ -32,13 +37,31 @@ class Vectors:
         """Copy a vector of the host to ``target``."""
         target[:] = source
 
-    def assign(self, target: Array, summed: Any) -> None:
-        """Write a reducer's sum to ``target`` in its dtype."""
-        target[:] = summed
+    def assign(self, target: Array, summed: Any, divisor: float = 1.0) -> None:
+        """Write a reducer's sum to ``target`` in its dtype, or that of its own dtype by ``divisor``."""
+        if divisor == 1:
+            target[:] = summed
+        else:
+            np.divide(summed, np.float64(divisor), out=target, casting="same_kind")
 
     def host(self, vector: Array) -> np.ndarray:
         """Return a vector as one of the host's: itself, where it is one."""
         return vector
+
+    def put(self, state: State, name: str, vector: Array, start: int, total: int) -> None:
+        """Add ``vector`` to ``state`` as elements ``start`` … of one of ``total``, which no other rank adds."""
+        state.put(name, self.host(vector), start, total)
+
+    def put_shared(self, state: State, name: str, vector: Array, comm: Intracomm) -> None:
+        """Add a vector that every rank of ``comm`` has alike: each brings a share of it."""
+        start, stop = split(len(vector), comm.size, comm.rank)
+        self.put(state, name, vector[start:stop], start, len(vector))
+
+    def take(self, kept: Kept, name: str, vector: Array, start: int = 0) -> None:
+        """Write elements ``start`` … of a kept vector to ``vector``."""
+        part = np.empty(len(vector), vector.dtype)
+        kept.read(name, part, start)
+        self.copy(part, vector)
 
     def wait(self) -> None:
         """Wait for what is under way."""
@@ -69,9 +92,11 @@ class DeviceVectors(Vectors):
         """See `Vectors.copy`."""
         self._device.put(source, target)
 
-    def assign(self, target: Array, summed: Any) -> None:
+    def assign(self, target: Array, summed: Any, divisor: float = 1.0) -> None:
         """See `Vectors.assign`: the sum may not have been taken yet."""
-        if isinstance(summed, sums.LazySum):
+        if divisor != 1:
+            sums.average(self._device, summed, divisor, target)
+        elif isinstance(summed, sums.LazySum) or summed.dtype == target.dtype:
             sums.add_up(self._device, summed, target)
         else:
             target[:] = summed

@@ -10,6 +10,8 @@ WIDTHS = (16, 24, 32, 48)
 """Columns of V that a kernel is built for; fewer are filled up with zeros."""
 ROWS_A_SUM = 1024
 """So many rows are summed in float32 before float64 goes on."""
+FIXED_ROWS_A_SUM = 512
+"""So many before fixed point does, which asks for room for no float64 sums, but for as many blocks as can be."""
 _MOST_THREADS = 256
 
 
@@ -46,11 +48,33 @@ def fused(device: Device, X: Array, shift: Array | None, inverse: Array | None, 
     if not blocks:
         return
     sums = device.zeros((blocks, width * count), "float64")
-    device.launch("products.cu", f"fused<{cpp_name(X.dtype)}, {shape.width}, {shape.columns}, {shape.rows}>",
-                  blocks, threads, X, shift, inverse, V, Y, sums, rows, width, count,
-                  max(1, ROWS_A_SUM // shape.rows), shared_bytes=_shared_bytes(shape, width, threads))
+    device.launch("products.cu", _name(X, shape, "double"), blocks, threads, X, shift, inverse, V, Y, sums, rows, width,
+                  count, max(1, ROWS_A_SUM // shape.rows), rows, 1.0,
+                  shared_bytes=_shared_bytes(shape, width, threads))
     device.launch("products.cu", "add_products", -(-width * count // threads), threads, sums, blocks, width * count,
                   out)
+
+
+def fused_fixed(device: Device, X: Array, shift: Array | None, inverse: Array | None, V: Array, Y: Array | None,
+                chunk_rows: int, per_unit: float, out: Array) -> None:
+    """Add AᵀAV·``per_unit`` to ``out`` (width·count,) int64, and write AV to ``Y``, as `fused` does.
+
+    Sums of at most `FIXED_ROWS_A_SUM` rows of a chunk, which has rows c·``chunk_rows`` … of X, are rounded to the
+    nearest whole number (halves to even): of any whole chunks, in any calls, the sums are the same bits. They, and
+    ``out``, must be less than 2⁶³.
+    """
+    (rows, width), count, threads = X.shape, V.shape[1], _threads(device)
+    shape = _shape(device, width, count)
+    assert shape is not None
+    tiles = FIXED_ROWS_A_SUM // shape.rows
+    runs = -(-rows // chunk_rows) * -(-chunk_rows // (tiles * shape.rows))
+    device.launch("products.cu", _name(X, shape, "long long"), min(device.processors, runs), threads, X, shift, inverse,
+                  V, Y, out, rows, width, count, tiles, chunk_rows, per_unit,
+                  shared_bytes=_shared_bytes(shape, width, threads))
+
+
+def _name(X: Array, shape: Shape, sums: str) -> str:
+    return f"fused<{cpp_name(X.dtype)}, {shape.width}, {shape.columns}, {shape.rows}, {sums}>"
 
 
 def _shape(device: Device, width: int, count: int) -> Shape | None:

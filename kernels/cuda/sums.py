@@ -71,14 +71,20 @@ def stored_name(dtype: np.dtype) -> str:
     return cpp_name("bfloat16" if dtype == np.uint16 else dtype)
 
 
-def add_up(device: Device, addends: Array | LazySum, out: Array, scale: float = 1.0) -> None:
-    """Write ``scale`` times the sum of ``addends`` (count,), in the dtype of ``out`` (count,), there.
-
-    Nothing is scaled where ``out`` is int64. ``out`` may be one of the addends.
-    """
+def add_up(device: Device, addends: Array | LazySum, out: Array) -> None:
+    """Write the sum of ``addends`` (count,), in the dtype of ``out`` (count,), there; it may be one of the addends."""
     kernel = f"add_up<{stored_name(addends.dtype)},{stored_name(out.dtype)}>"
     device.launch("sums.cu", kernel, blocks(device, len(out), max(addends.dtype.itemsize, out.dtype.itemsize)),
-                  threads(device), *addends_of(addends), float(scale), out, len(out))
+                  threads(device), *addends_of(addends), out, len(out))
+
+
+def average(device: Device, addends: Array | LazySum, divisor: float, out: Array) -> None:
+    """Write the sum of ``addends`` (count,) by ``divisor`` to ``out`` (count,), which may be one of the addends.
+
+    They have one dtype, float32 or float64. The bits are those of NumPy's division by a float64.
+    """
+    device.launch("sums.cu", f"average<{cpp_name(out.dtype)}>", blocks(device, len(out), out.dtype.itemsize),
+                  threads(device), *addends_of(addends), float(divisor), out, len(out))
 
 
 def add(device: Device, a: Array, b: Array, out: Array) -> None:

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+
+_CAPTURING: list[bool] = []
+
+
+@contextmanager
+def only_captured() -> Iterator[None]:
+    """Within it, operations on arrays of a device are refused: work is captured, of which they would be no part."""
+    _CAPTURING.append(True)
+    try:
+        yield
+    finally:
+        _CAPTURING.pop()
 
 
 class DeviceArray(np.ndarray):
     """An array that stands for one in a device's memory."""
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = (), **named: Any) -> Any:
+        _refuse_captured(ufunc.__name__)
         _refuse_host([*inputs, *out], ufunc.__name__)
         plain = {"out": tuple(map(_plain, out))} if out else {}
         result = getattr(ufunc, method)(*map(_plain, inputs), **plain, **named)
@@ -29,7 +44,20 @@ class DeviceArray(np.ndarray):
     def __getitem__(self, key: Any) -> Any:
         return _wrapped(super().__getitem__(_plain_key(key)))
 
+    def fill(self, value: Any) -> None:
+        _refuse_captured("fill")
+        super().fill(value)
+
+    def copy(self, order: Any = "C") -> Any:
+        _refuse_captured("copy")
+        return super().copy(order)
+
+    def astype(self, *arguments: Any, **named: Any) -> Any:
+        _refuse_captured("astype")
+        return super().astype(*arguments, **named)
+
     def __setitem__(self, key: Any, value: Any) -> None:
+        _refuse_captured("assignment")
         _refuse_host([value], "assignment")
         super().__setitem__(_plain_key(key), _plain(value))
 
@@ -52,7 +80,13 @@ class _Module:
 xp = _Module(np)
 
 
+def _refuse_captured(what: str) -> None:
+    if _CAPTURING:
+        raise RuntimeError(f"{what} of a device's array cannot be captured: launch a kernel, or use the device's calls")
+
+
 def _called(function: Any, arguments: Any, named: Any) -> Any:
+    _refuse_captured(function.__name__)
     if {"initial", "where"} & set(named):
         raise TypeError(f"CuPy's {function.__name__} takes neither `initial` nor `where`")
     given = [*arguments, *named.values()]

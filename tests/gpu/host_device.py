@@ -12,12 +12,12 @@ import subprocess
 import tempfile
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from host_arrays import DeviceArray, xp
+from host_arrays import DeviceArray, only_captured, xp
 from variants import VARIANTS
 
 from dml_hpc.device import Array, Device, Event
@@ -41,7 +41,8 @@ class HostCuda(Device):
     With ``threads``, a block's threads are threads of the system; otherwise they are fibers of one, which is many
     times as fast. ``sanitizer`` is a ``-fsanitize=`` of g++ (its library must have been loaded with the process).
     An upload or download happens only when its end is awaited; until then its target holds garbage, and what is
-    uploaded is what the source holds then.
+    uploaded is what the source holds then. What is captured are launches with their arguments' values and the device's
+    own calls, to be repeated as they were; anything else is refused meanwhile. ``replayed`` counts their repetitions.
     """
 
     def __init__(self, node_rank: int = 0, threads: bool = False, sanitizer: str = "") -> None:
@@ -53,8 +54,12 @@ class HostCuda(Device):
         self.block_threads = 64
         self.shared_bytes = 48 << 10
         self.cache_bytes = 1 << 20
+        self.memory_bytes_per_s = 0.0
         self.memory_bytes = MEMORY_BYTES
         self.launched: dict[tuple[str, str], int] = {}
+        self.replayed = 0
+        self._captured: list[Callable[[], None]] | None = None
+        self._held: list[Array] = []
         self._flags = [*FLAGS, *([] if threads else ["-DDML_FIBERS"]),
                        *([f"-fsanitize={sanitizer}", "-g"] if sanitizer else [])]
         self._kernels: dict[tuple[str, str], tuple[Any, list[str]]] = {}
@@ -64,14 +69,17 @@ class HostCuda(Device):
     def empty(self, shape: int | Sequence[int], dtype: Any) -> Array:
         array = _aligned(shape, dtype)
         _spoil(array)
+        if self._captured is not None:
+            self._held.append(array)
         return array.view(DeviceArray)
 
     def zeros(self, shape: int | Sequence[int], dtype: Any) -> Array:
         array = self.empty(shape, dtype)
-        array.fill(0)
+        self.zero(array)
         return array
 
     def put(self, array: np.ndarray, out: Array | None = None) -> Array:
+        self._refuse_captured("put")
         if isinstance(array, DeviceArray):
             raise TypeError("put takes an array of the host")
         if out is None:
@@ -81,6 +89,7 @@ class HostCuda(Device):
         return out
 
     def get(self, array: Array, out: np.ndarray | None = None) -> np.ndarray:
+        self._refuse_captured("get")
         if not isinstance(array, DeviceArray):
             raise TypeError("get takes an array of the device")
         self._finish([copy for copy in self._pending if not copy.beside])
@@ -107,18 +116,76 @@ class HostCuda(Device):
                   for number, (argument, kind) in enumerate(zip(arguments, signature, strict=True))]
         if min(grid) == 0:
             return
-        self.launched[file, kernel] = self.launched.get((file, kernel), 0) + 1
-        pointers = (ctypes.c_void_p * max(1, len(values)))(*(value.ctypes.data for value in values))
-        with _LAUNCHING:
-            call(_Launch(*grid, *block, shared_bytes), pointers)
+
+        def run() -> None:
+            self.launched[file, kernel] = self.launched.get((file, kernel), 0) + 1
+            pointers = (ctypes.c_void_p * max(1, len(values)))(*(value.ctypes.data for value in values))
+            with _LAUNCHING:
+                call(_Launch(*grid, *block, shared_bytes), pointers)
+
+        if self._captured is not None and (file, kernel) not in self.launched:
+            raise RuntimeError(f"{kernel} of {file} is captured before it was ever launched")
+        self._do(run)
+
+    def _do(self, work: Callable[[], None]) -> None:
+        """Do a part of the stream's work, or keep it for a replay."""
+        if self._captured is None:
+            work()
+        else:
+            self._captured.append(work)
+
+    def zero(self, array: Array) -> None:
+        if not isinstance(array, DeviceArray) or not array.flags.c_contiguous:
+            raise TypeError("zero takes a contiguous array of the device")
+        plain = _bytes_at(array)
+        self._do(lambda: plain.fill(0))
+
+    def load(self, target: Array, source: np.ndarray) -> None:
+        if not isinstance(target, DeviceArray) or not isinstance(source, _Pinned):
+            raise TypeError("load copies pinned memory to an array of the device")
+        _same(target, source)
+        if not (target.flags.c_contiguous and source.flags.c_contiguous):
+            raise ValueError("only contiguous arrays are loaded")
+        to, of = _bytes_at(target), _bytes_at(source)
+
+        def copy() -> None:
+            to[:] = of
+
+        self._do(copy)
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        self._refuse_captured("capture")
+        self._captured, self._held = captured, held = [], []
+        try:
+            with only_captured():
+                work()
+        finally:
+            self._captured, self._held = None, []
+        alive = work, held
+
+        def replay() -> None:
+            self._refuse_captured("a replay")
+            assert alive
+            self.replayed += 1
+            for part in captured:
+                part()
+
+        return replay
+
+    def _refuse_captured(self, what: str) -> None:
+        if self._captured is not None:
+            raise RuntimeError(f"{what} cannot be captured")
 
     def synchronize(self) -> None:
+        self._refuse_captured("synchronize")
         self._finish(self._pending)
 
     def mark(self) -> Event:
+        self._refuse_captured("mark")
         return _End(self, [copy for copy in self._pending if not copy.beside])
 
     def pinned(self, shape: int | Sequence[int], dtype: Any) -> np.ndarray:
+        self._refuse_captured("pinned")
         array = _aligned(shape, dtype).view(_Pinned)
         _spoil(array)
         return array
@@ -133,6 +200,7 @@ class HostCuda(Device):
         return self._queue(target, value, target, source, target, False)
 
     def _queue(self, target: Any, value: Any, host: Any, device: Any, pinned: Any, beside: bool) -> Event:
+        self._refuse_captured("a copy beside other work")
         if not isinstance(device, DeviceArray) or isinstance(host, DeviceArray):
             raise TypeError("a copy is between the host and the device")
         if not isinstance(pinned, _Pinned):
@@ -146,6 +214,7 @@ class HostCuda(Device):
         return _End(self, [copy for copy in self._pending if copy.beside == beside])
 
     def follow(self, event: Event) -> None:
+        self._refuse_captured("follow")
         event.wait()
 
     def _finish(self, copies: list[_Copy]) -> None:
@@ -339,6 +408,13 @@ def _aligned(shape: int | Sequence[int], dtype: Any) -> np.ndarray:
     raw = np.empty(n_bytes + 256, np.uint8)
     start = -raw.ctypes.data % 256
     return raw[start:start + n_bytes].view(dtype).reshape(shape)
+
+
+def _bytes_at(array: np.ndarray) -> np.ndarray:
+    """Return the bytes of an array by their place alone: nothing keeps them there, as nothing keeps a pointer's."""
+    if not array.size:
+        return np.empty(0, np.uint8)
+    return np.ctypeslib.as_array((ctypes.c_ubyte * array.nbytes).from_address(array.ctypes.data))
 
 
 def _mapped(file: int, shape: int | Sequence[int], dtype: Any) -> Array:

@@ -7,6 +7,7 @@ import pytest
 
 from dml_hpc.kernels import csr_products as twin
 from dml_hpc.kernels.cuda import csr_products
+from dml_hpc.kernels.cuda.long_rows import VERY_LONG, long_entries
 
 TOLERANCE = {"float32": 3e-5, "float64": 1e-12}
 
@@ -65,6 +66,57 @@ def test_every_width_and_long_rows(quick_device, kind):
 def test_every_type(quick_device, stored, kind, index):
     for columns in (5, 8):
         check(quick_device, 40, 30, columns, stored, kind, index, centred=True)
+
+
+def long_rows(lengths, features, stored="float32", index="int32"):
+    """Return (data, indices, indptr) of rows of so many entries."""
+    rng = np.random.default_rng(len(lengths))
+    indices = np.concatenate([rng.permutation(features)[:length] for length in lengths]).astype(index)
+    data = rng.standard_normal(len(indices)) / np.repeat(np.maximum(lengths, 1), lengths) ** 0.5
+    return data.astype(stored), indices, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+@pytest.mark.parametrize("stored", ["float32", "float64"])
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+@pytest.mark.parametrize("index", ["int32", "int64"])
+def test_very_long_rows_are_the_twins(quick_device, stored, kind, index):
+    device, features = quick_device, 2 * VERY_LONG + 300
+    one = [2, 0, *[3] * 150, 2 * VERY_LONG + 5, *[0, 1] * 60]
+    some = [VERY_LONG, 0, VERY_LONG + 1, 700, 2 * VERY_LONG, 0, 9]
+    for lengths in (one, some, [2 * VERY_LONG] * 3):
+        for columns in (3, 8) if lengths is some else (4, 33):
+            X, count = long_rows(lengths, features, stored, index), len(lengths)
+            rng = np.random.default_rng(4)
+            V, correction = (rng.standard_normal(shape).astype(kind) for shape in ((features, columns), columns))
+            Y, Z = np.empty((count, columns), kind), np.ones((features, columns), kind)
+            twin.fused(*X, V, correction, Y, Z)
+            there, right, taken = [device.put(part) for part in X], device.put(V), device.put(correction)
+            alone = None
+            for known in (None, long_entries(X[2])):
+                own, out = device.empty(Y.shape, kind), device.put(np.ones_like(Z))
+                csr_products.fused(device, *there, right, taken, own, out, known)
+                np.testing.assert_allclose(device.get(own), Y, atol=30 * TOLERANCE[kind])
+                np.testing.assert_allclose(device.get(out), Z, atol=30 * TOLERANCE[kind])
+                alone, scattered = device.empty(Y.shape, kind), device.put(np.ones_like(Z))
+                csr_products.products(device, *there, right, taken, alone, known)
+                csr_products.scatter(device, *there, alone, scattered, known)
+                assert device.get(alone).tobytes() == device.get(own).tobytes()
+                np.testing.assert_allclose(device.get(scattered), Z, atol=30 * TOLERANCE[kind])
+                device.processors += 3
+            for row in range(0, count, 3):  # by itself
+                csr_products.products(device, *there[:2], there[2][row:], right, taken, own[row:], known)
+                np.testing.assert_array_equal(device.get(own[row:]), device.get(alone[row:]))
+
+
+def test_very_long_rows_by_real_threads(device):
+    X = [device.put(part) for part in long_rows([VERY_LONG + 1, 3, 2 * VERY_LONG], 2 * VERY_LONG)]
+    V = np.random.default_rng(5).standard_normal((2 * VERY_LONG, 4)).astype("f4")
+    Y, Z = np.empty((3, 4), "f4"), np.zeros_like(V)
+    twin.fused(*(device.get(part) for part in X), V, None, Y, Z)
+    own, out = device.empty(Y.shape, "f4"), device.zeros(V.shape, "f4")
+    csr_products.fused(device, *X, device.put(V), None, own, out)
+    np.testing.assert_allclose(device.get(own), Y, atol=1e-4)
+    np.testing.assert_allclose(device.get(out), Z, atol=1e-4)
 
 
 def test_more_rows_than_a_grid_has_warps_and_none(quick_device):

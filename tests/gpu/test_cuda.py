@@ -25,7 +25,8 @@ class FakeArray(np.ndarray):
         return SimpleNamespace(
             ptr=self.ctypes.data,
             copy_from_host_async=lambda address, n_bytes, stream: stream.copy(self.ctypes.data, address, n_bytes),
-            copy_to_host_async=lambda address, n_bytes, stream: stream.copy(address, self.ctypes.data, n_bytes))
+            copy_to_host_async=lambda address, n_bytes, stream: stream.copy(address, self.ctypes.data, n_bytes),
+            memset_async=lambda value, n_bytes, stream: stream.set(self.ctypes.data, value, n_bytes))
 
     def get(self, stream):
         stream.log.append((stream.name, "get"))
@@ -60,6 +61,19 @@ class FakeCupy(ModuleType):
 
                 ctypes.memmove(target, source, n_bytes)
                 self.log.append((self.name, "copy", n_bytes))
+
+            def set(self, target, value, n_bytes):
+                import ctypes
+
+                ctypes.memset(target, value, n_bytes)
+                self.log.append((self.name, "set", n_bytes))
+
+            def begin_capture(self):
+                self.log.append((self.name, "begin"))
+
+            def end_capture(self):
+                self.log.append((self.name, "end"))
+                return SimpleNamespace(launch=lambda stream: stream.log.append((stream.name, "graph")))
 
             def synchronize(self):
                 self.log.append((self.name, "synchronize"))
@@ -110,6 +124,8 @@ class FakeCupy(ModuleType):
                 getDeviceProperties=lambda number: {
                     "name": b"NVIDIA H100", "multiProcessorCount": 132, "sharedMemPerBlockOptin": 227 << 10,
                     "l2CacheSize": 50 << 20, "totalGlobalMem": 80 << 30},
+                cudaDevAttrMemoryClockRate=36, cudaDevAttrGlobalMemoryBusWidth=37,
+                deviceGetAttribute=lambda attribute, number: {36: 2619000, 37: 5120}[attribute],
                 deviceGetPCIBusId=lambda number: f"0000:{number:02x}:00.0", ipcGetMemHandle=lambda address: bytes(64),
                 ipcOpenMemHandle=lambda handle: 4096,
                 ipcCloseMemHandle=lambda address: self.log.append(("close", address))),
@@ -226,6 +242,43 @@ def test_an_upload_goes_beside_the_work_and_behind_what_it_must(device, fake):
     device.download(back, target)
     assert fake.log[-2:] == [(work, "copy", 24), (work, "record")]
     assert np.array_equal(back, source)
+
+
+def test_what_is_captured_is_queued_as_a_graph(device, fake):
+    stream, x, told = device.stream.name, device.zeros(5, np.float32), device.pinned(5, np.float32)
+    told[:] = 3
+
+    def work():
+        kept.append(device.empty(7, np.float32))
+        device.zero(x[1:3])
+        device.load(x, told)
+        device.zero(x[:0])
+        device.launch("scaling.cu", "fold<float>", 1, 32, x)
+
+    kept = []
+    replay = device.capture(work)
+    assert [entry[:2] for entry in fake.log] == [(stream, what) for what in (
+        "begin", "set", "copy", "dml::fold<float>", "end")]
+    assert x.tolist() == [3] * 5
+    fake.log.clear()
+    replay()
+    replay()
+    assert fake.log == [(stream, "graph")] * 2
+    assert [array is kept[0] for array in replay._held[1]] == [True]
+    device.empty(7, np.float32)
+    assert len(replay._held[1]) == 1  # what comes later is not the graph's
+    with pytest.raises(ValueError, match="fit"):
+        device.load(x, device.pinned(4, np.float32))
+
+
+def test_a_capture_that_fails_ends(device, fake):
+    def work():
+        raise ValueError("no work")
+
+    with pytest.raises(ValueError, match="no work"):
+        device.capture(work)
+    assert fake.log[-1] == (device.stream.name, "end")
+    assert device._captured is None
 
 
 def test_getting_waits(device, fake):

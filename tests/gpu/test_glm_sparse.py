@@ -10,7 +10,7 @@ from dml_hpc.data.csr import Csr, concatenated, sparse
 from dml_hpc.data.reading import Rows
 from dml_hpc.kernels import glm_sparse as twin
 from dml_hpc.kernels import losses
-from dml_hpc.kernels.cuda import glm_sparse
+from dml_hpc.kernels.cuda import glm_sparse, long_rows
 from dml_hpc.objectives import open_objective
 from dml_hpc.objectives.on_device import DeviceSequential, on_device
 from dml_hpc.objectives.sequential import Sequential
@@ -40,11 +40,23 @@ def on(device, X):
     return put(device, X.data, X.indices, X.indptr)
 
 
+def ragged(lengths, features, stored="float32", index="int32", kind="float32"):
+    """Return rows of so many entries as a `Csr`, and y, weight and parameters."""
+    random = np.random.default_rng([len(lengths), features])
+    columns = [random.permutation(features)[:length] if length > 50 else
+               random.choice(features, length, replace=False, shuffle=False) for length in lengths]
+    X = Csr(random.normal(size=sum(lengths)).astype(stored), np.concatenate(columns).astype(index),
+            np.concatenate([[0], np.cumsum(lengths)]), features)
+    X.data[:] /= np.repeat(np.maximum(lengths, 1), lengths) ** 0.5
+    return (X, random.integers(0, 2, len(lengths)).astype(kind), random.uniform(0, 3, len(lengths)).astype(kind),
+            random.normal(size=features + 1).astype(kind))
+
+
 def gradient_on(device, loss, X, y, weight, rows, parameters):
     gradient, total = device.zeros(len(parameters), parameters.dtype), device.zeros(1, "float64")
     gradient[:], total[:] = 1, 2
     glm_sparse.loss_and_gradient(device, loss, DELTA, *on(device, X), *put(device, y, weight, rows, parameters),
-                                 gradient, total)
+                                 gradient, total, X.long_entries)
     return device.get(gradient), float(device.get(total)[0])
 
 
@@ -113,6 +125,91 @@ def test_a_number_that_is_none_shows(quick_device):
             assert np.isnan(gradient).any()
             assert np.isfinite(gradient_on(quick_device, loss, X, y, None, np.delete(np.arange(30), 17),
                                            parameters)[1])
+
+
+BOUND = long_rows.VERY_LONG
+ONE_LONG = [3, 0, *[5] * 900, 3 * BOUND + 17, *[2, 0, 7] * 400]
+SOME_LONG = [4, BOUND, 0, BOUND + 1, 2 * BOUND, 5, 0, 1100, 3 * BOUND]
+ALL_LONG = [2 * BOUND + 1, 3 * BOUND, BOUND + 900]
+
+
+@pytest.mark.parametrize(("stored", "index", "kind"), KINDS)
+def test_very_long_rows_are_the_twins(quick_device, stored, index, kind):
+    device = quick_device
+    for lengths in (ONE_LONG, SOME_LONG, ALL_LONG):
+        X, y, weight, parameters = ragged(lengths, 3 * BOUND + 20, stored, index, kind)
+        count, loss = len(lengths), len(lengths) % 6
+        wide = X.data.astype("f8"), X.indices, X.indptr
+        some = np.random.default_rng(1).permutation(count)[count // 3:].copy()
+        again = np.full(30, int(np.argmax(lengths)))  # more often than there is room for
+        for rows, counts in ((None, None), (some, weight), (again, weight)):
+            expected, taken = np.ones(len(parameters)), np.arange(count) if rows is None else rows
+            value = twin.loss_and_gradient(loss, DELTA, *wide, y.astype("f8"),
+                                           None if counts is None else counts.astype("f8"), taken,
+                                           parameters.astype("f8"), expected)
+            gradient, total = gradient_on(device, loss, X, y, counts, rows, parameters)
+            error = close(kind) * 8
+            np.testing.assert_allclose(gradient, expected, rtol=error, atol=error * 10)
+            assert total - 2 == pytest.approx(value, rel=error)
+            summed = device.zeros(1, "float64")
+            glm_sparse.summed_loss(device, loss, DELTA, *on(device, X), *put(device, y, counts, rows, parameters),
+                                   summed)
+            assert device.get(summed)[0] == pytest.approx(value, rel=error)
+        out, plain = np.zeros((2, count), kind)
+        twin.scores(X.data, X.indices, X.indptr, parameters, plain)
+        np.testing.assert_allclose(scores_on(device, X, parameters, out), plain, rtol=error, atol=error * 10)
+
+
+def scores_on(device, X, parameters, out):
+    there = device.put(out)
+    glm_sparse.scores(device, *on(device, X), *put(device, parameters), there, X.long_entries)
+    return device.get(there)
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+@pytest.mark.parametrize("index", ["int32", "int64"])
+@pytest.mark.parametrize("stored", ["float32", "float64"])
+def test_very_long_rows_in_fixed_point(quick_device, stored, index, kind):
+    device = quick_device
+    X, y, weight, parameters = ragged(SOME_LONG + ONE_LONG[-300:], 3 * BOUND + 20, stored, index, kind)
+    scale = np.random.default_rng(2).uniform(0, 2, len(parameters)).astype(kind)
+    expected = np.zeros(len(parameters) + 3, np.int64)
+    twin.fixed_point_gradient(losses.LOGISTIC, DELTA, X.data, X.indices, X.indptr, y, weight, np.arange(len(X)),
+                              parameters, scale, *UNITS, expected)
+    whole = fixed_on(device, losses.LOGISTIC, X, y, weight, [None], parameters, scale)
+    error = 2e-5 if kind == "float32" else 1e-12
+    np.testing.assert_allclose(whole[:-2], expected[:-2], rtol=error, atol=len(X) * (2 + error * 2 ** 33))
+    np.testing.assert_allclose(whole[-2:], expected[-2:], rtol=1e-4, atol=10)
+    for pieces, processors in ((1, 5), (4, 2), (50, 3)):
+        device.processors = processors
+        parts = np.array_split(np.random.default_rng(3).permutation(len(X)), pieces)
+        assert np.array_equal(fixed_on(device, losses.LOGISTIC, X, y, weight, parts, parameters, scale), whole)
+
+
+def test_the_order_of_a_very_long_rows_sum_depends_on_nothing_else(quick_device):
+    device = quick_device
+    X, y, _, parameters = ragged(SOME_LONG, 3 * BOUND + 20)
+    empty = np.zeros(len(X), np.float32)
+    found, total = scores_on(device, X, parameters, empty), gradient_on(device, 0, X, y, None, None, parameters)[1]
+    known = Csr(X.data, X.indices, X.indptr, X.features, long_rows.long_entries(X.indptr))
+    assert known.long_entries == BOUND + 1 + 2 * BOUND + 3 * BOUND
+    device.processors = 7
+    assert np.array_equal(scores_on(device, known, parameters, empty), found)
+    assert gradient_on(device, 0, known, y, None, None, parameters)[1] == total
+    for first in range(len(X)):
+        assert np.array_equal(scores_on(device, known[first:], parameters, empty[first:]), found[first:])
+
+
+def test_nothing_more_is_launched_for_rows_that_are_known_to_be_shorter(quick_device, monkeypatch):
+    X, y, _, parameters = ragged([BOUND, 3, BOUND, 0], BOUND + 9)
+    known = Csr(X.data, X.indices, X.indptr, X.features, long_rows.long_entries(X.indptr))
+    files = []
+    launch = quick_device.launch
+    monkeypatch.setattr(quick_device, "launch", lambda file, *rest: (files.append(file), launch(file, *rest)))
+    gradient_on(quick_device, 0, known, y, None, None, parameters)
+    assert set(files) == {"glm_sparse.cu", "glm.cu"}
+    gradient_on(quick_device, 0, X, y, None, None, parameters)  # nobody knows
+    assert "long_rows.cu" in files
 
 
 @pytest.mark.parametrize(("stored", "index", "kind"), KINDS)
@@ -263,6 +360,12 @@ def test_kernels_by_real_threads(device):
     np.testing.assert_allclose(gradient - 1.0, expected, rtol=1e-4, atol=1e-4)
     assert total - 2 == pytest.approx(value, rel=1e-5)
     fixed_on(device, losses.LOGISTIC, X, y, weight, [rows], parameters, scale)
+    wide_X, wide_y, _, wide_parameters = ragged(ALL_LONG, 3 * BOUND + 20)
+    expected = np.ones(len(wide_parameters), np.float32)
+    twin.loss_and_gradient(0, DELTA, wide_X.data, wide_X.indices, wide_X.indptr, wide_y, None, np.arange(3),
+                           wide_parameters, expected)
+    gradient, _ = gradient_on(device, 0, wide_X, wide_y, None, None, wide_parameters)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-4)
     glm_sparse.scores(device, *on(device, X), *put(device, parameters), device.empty(120, "float32"))
     state = DeviceSequential(device, device.put(parameters), 0.01, 0.1)
     state.hold(1)

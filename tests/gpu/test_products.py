@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -144,6 +146,54 @@ def test_fused_products_have_the_same_bits_every_time(quick_device):
         products.fused(quick_device, X, None, None, V, None, out)
         found.append(quick_device.get(out).tobytes())
     assert found[0] == found[1]
+
+
+def fixed(device, X, shift, inverse, V, chunk_rows, parts, image=True):
+    """Return the sums and AV of rows that go to the device in ``parts`` of whole chunks."""
+    out = device.zeros(V.size, "i8")
+    images = []
+    for first, last in pairwise(parts):
+        Y = device.empty((last - first, V.shape[1]), "f4") if image else None
+        products.fused_fixed(device, device.put(X[first:last]), placed(device, shift), placed(device, inverse),
+                             device.put(V), Y, chunk_rows, 2.0 ** 30, out)
+        images += [] if Y is None else [device.get(Y)]
+    return device.get(out), np.concatenate(images) if image else None
+
+
+def check_fixed(device, rows, width, count, kind="float32", chunk_rows=50, shifted=False, scaled=False):
+    """Hold the fused kernel in fixed point against NumPy in float64, and one call against several."""
+    X, (shift, scale) = rows_of(rows, width, kind, 5.0 * shifted), standard(width, shifted, scaled, 5.0 * shifted)
+    inverse = None if scale is None else 1 / scale
+    V = np.random.default_rng(5).standard_normal((width, count)).astype("f4")
+    A = (X.astype(float) - (0 if shift is None else shift)) * (1 if inverse is None else inverse)
+    some = min(rows, chunk_rows * (rows // chunk_rows // 2))
+    found, Y = fixed(device, X, shift, inverse, V, chunk_rows, (0, rows))
+    near = 4e-6 * np.linalg.norm(A, axis=0)[:, None] * np.linalg.norm(A @ V, axis=0) + 1e-6
+    assert (np.abs(found.reshape(width, count) / 2.0 ** 30 - A.T @ (A @ V.astype(float))) <= near).all()
+    length = np.linalg.norm(A, axis=1)[:, None] * np.linalg.norm(V, axis=0)
+    assert (np.abs(Y - A @ V) <= 2e-6 * length + 1e-6).all()
+    again, other_Y = fixed(device, X, shift, inverse, V, chunk_rows, (0, some, rows))
+    assert again.tobytes() == found.tobytes() and other_Y.tobytes() == Y.tobytes()
+    device.processors += 1
+    assert fixed(device, X, shift, inverse, V, chunk_rows, (0, rows), image=False)[0].tobytes() == found.tobytes()
+    device.processors -= 1
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32"])
+def test_fused_products_in_fixed_point_by_real_threads(device, kind):
+    check_fixed(device, 130, 40, 24, kind, 50, True, True)
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32"])
+def test_fused_products_in_fixed_point_have_the_same_bits_in_any_parts(quick_device, kind):
+    for rows, chunk_rows in ((1, 64), (64, 64), (65, 64), (600, 64), (1200, 600), (1100, 520), (1300, 1300), (90, 7)):
+        check_fixed(quick_device, rows, 20, 8, kind, chunk_rows)
+    for shifted, scaled in ((True, False), (False, True), (True, True)):
+        check_fixed(quick_device, 140, 21, 8, kind, 64, shifted, scaled)
+    for shape in products.SHAPES:  # each of the kernels, where this device has the shared memory for it
+        width = quick_device.block_threads * shape.columns // 2 + 3
+        if products._shape(quick_device, width, shape.width) == shape:
+            check_fixed(quick_device, 100, width, shape.width, kind)
 
 
 def test_what_the_fused_kernel_does_not_take(quick_device):

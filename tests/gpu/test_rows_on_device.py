@@ -10,6 +10,7 @@ from dml_hpc.data.csr import Csr, sparse
 from dml_hpc.data.on_device import DeviceRows
 from dml_hpc.data.reading import Arrays, Rows
 from dml_hpc.errors import UserError
+from dml_hpc.kernels.cuda.long_rows import VERY_LONG
 
 
 def arrays(kind, rows=500, features=9, weighted=True, seed=0):
@@ -62,6 +63,19 @@ def test_rows_arrive_as_they_were(quick_device, monkeypatch, kind, weighted, kep
                 parts.append(Rows(X, y, rows.astype(np.int64), weight))
         for got, wanted in zip(gathered(device, moved.of(parts)), expected(parts), strict=True):
             np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_it_is_known_how_much_lies_in_very_long_rows(quick_device, kept):
+    X = np.zeros((6, VERY_LONG + 5), np.float32)
+    X[1], X[4, 3:], X[5, :VERY_LONG] = 1, 1, 1
+    long = sparse(X)[1:]
+    moved = DeviceRows(quick_device, 1 << 30 if kept else 0)
+    moved.keep([Arrays(long, np.zeros(5), None), Arrays(sparse(X[5:]), np.zeros(1), None)])
+    for host, rows, known in ((long, np.arange(5), 2 * VERY_LONG + 7), (long, np.array([4, 0]), VERY_LONG + 5),
+                              (sparse(X[5:]), np.arange(1), 0)):
+        part, = moved.of([Rows(host, np.zeros(len(host)), rows, None)])
+        assert part.X.long_entries == (2 * VERY_LONG + 7 if kept and host is long else known)
 
 
 @pytest.mark.parametrize("kind", ["float32", "csr"])

@@ -242,3 +242,49 @@ def test_processes_share_an_array(quick_device):
     before = len(os.listdir("/proc/self/fd"))
     del array
     assert len(os.listdir("/proc/self/fd")) < before
+
+
+REFUSED = {
+    "put": lambda device, x, pinned: device.put(np.zeros(3)),
+    "get": lambda device, x, pinned: device.get(x),
+    "assignment": lambda device, x, pinned: x.__setitem__(slice(None), 0),
+    "add": lambda device, x, pinned: x + x,
+    "fill": lambda device, x, pinned: x.fill(0),
+    "astype": lambda device, x, pinned: x.astype(np.float64),
+    "copy": lambda device, x, pinned: x.copy(),
+    "zeros_like": lambda device, x, pinned: device.xp.zeros_like(x),
+    "synchronize": lambda device, x, pinned: device.synchronize(),
+    "mark": lambda device, x, pinned: device.mark(),
+    "pinned": lambda device, x, pinned: device.pinned(3, np.float32),
+    "copy beside": lambda device, x, pinned: device.upload(x, pinned),
+    "capture": lambda device, x, pinned: device.capture(lambda: None),
+    "before it was ever launched": lambda device, x, pinned: device.launch("shim.cu", "warps", 1, 64, x, x),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_captured_is_refused(quick_device, what):
+    device = quick_device
+    x, pinned = device.zeros(64, np.int32), device.pinned(64, np.int32)
+    with pytest.raises(RuntimeError, match=what):
+        device.capture(lambda: REFUSED[what](device, x, pinned))
+    device.put(np.arange(64, dtype=np.int32), x)  # and all is as it was
+    assert device.get(x + x)[5] == 10
+
+
+def test_captured_launches_have_the_arguments_they_had(quick_device):
+    device, x, out = quick_device, quick_device.put(np.arange(64.0)), quick_device.zeros(3, np.float64)
+    count = 10
+
+    def work():
+        device.launch("shim.cu", "block_sums<double>", 3, 32, x, count, out)
+
+    work()
+    assert device.get(out)[0] == 45
+    replay = device.capture(work)
+    count = 3  # too late
+    device.zero(out)
+    assert device.launched["shim.cu", "block_sums<double>"] == 1
+    replay()
+    assert device.get(out)[0] == 45
+    assert (device.replayed, device.launched["shim.cu", "block_sums<double>"]) == (1, 2)

@@ -36,16 +36,30 @@ def test_sums_are_exact(quick_device, dtype, count):
 
 
 @pytest.mark.parametrize(("dtype", "out"), [("float32", "float16"), ("float32", "bfloat16"), ("float16", "float32"),
-                                            ("bfloat16", "float32"), ("int64", "float32"), ("int64", "float64")])
-def test_sums_are_converted_and_scaled(quick_device, dtype, out):
+                                            ("bfloat16", "float32"), ("int64", "float32"), ("int64", "float64"),
+                                            ("float64", "float32")])
+def test_sums_are_converted(quick_device, dtype, out):
     device = quick_device
     numbers = whole_numbers(3, 129, dtype)
     for count in (1, 3):
         arrays = [device.put(one) for one in numbers[:count]]
         total = device.empty(129, encode(np.zeros(0), out).dtype)
-        sums.add_up(device, sums.LazySum(device, arrays) if count > 1 else arrays[0], total, 0.25)
-        wanted = 0.25 * sum(decode(one, dtype) for one in numbers[:count])
+        sums.add_up(device, sums.LazySum(device, arrays) if count > 1 else arrays[0], total)
+        wanted = sum(decode(one, dtype) for one in numbers[:count])
         np.testing.assert_array_equal(decode(device.get(total), out), wanted)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_quotient_has_the_hosts_bits(quick_device, dtype):
+    device, random = quick_device, np.random.default_rng(6)
+    rows = [(random.standard_normal(1001) * 10.0 ** random.integers(-9, 9, 1001)).astype(dtype) for _ in range(3)]
+    for divisor in (3, 1000, 2 ** 24 + 1, 10 ** 12 + 7):
+        wanted, out = np.empty(1001, dtype), device.empty(1001, dtype)
+        np.divide(rows[0] + rows[1] + rows[2], np.float64(divisor), out=wanted, dtype=np.float64, casting="same_kind")
+        sums.average(device, sums.LazySum(device, [device.put(row) for row in rows]), divisor, out)
+        assert device.get(out).tobytes() == wanted.tobytes()
+        sums.average(device, device.put(rows[0] + rows[1] + rows[2]), divisor, out)
+        assert device.get(out).tobytes() == wanted.tobytes()
 
 
 def test_the_order_of_a_sum_is_that_of_its_addends(quick_device):

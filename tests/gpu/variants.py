@@ -22,7 +22,9 @@ VARIANTS: dict[str, list[str]] = {
                   *(f"sum_of_squares<{stored}, {pack}>" for stored, packed in _PACKED.items() for pack in (1, packed)),
                   "add_parts", "add_fixed<float>", "add_fixed<double>"],
     "csr_products.cu": [name for kinds in _ENTRIES for name in (
-        f"sweep<{kinds}, 1>", f"sweep<{kinds}, {2 if kinds.endswith('double') else 4}>", f"dense<{kinds}>")],
+        *(f"sweep<{kinds}, {pack}, {cut}>" for pack in (1, 2 if kinds.endswith("double") else 4) for cut in _FLAGS),
+        f"dense<{kinds}>")],
+    "csr_fixed.cu": [*(f"scatter_fixed<{kinds}>" for kinds in _ENTRIES), "settle_shifted"],
     "glm.cu": [name for stored, kind in _STORED for name in (
         *(f"gradient_of_rows<{stored}, {kind}, {vector}, {wide}>" for vector in _FLAGS for wide in _FLAGS),
         *(f"fixed_point_of_rows<{stored}, {kind}, {wide}>" for wide in _FLAGS),
@@ -33,8 +35,10 @@ VARIANTS: dict[str, list[str]] = {
     "glm_sparse.cu": [f"{kernel}<{stored}, {index}, {kind}>" for stored in ("float", "double")
                       for index in ("int", "long long") for kind in ("float", "double")
                       for kernel in ("gradient_of_sparse", "fixed_point_of_sparse", "scores_of_sparse",
-                                     "sequential_sparse")]
+                                     "sequential_sparse", "sums_of_parts")]
+    + [f"add_parts<{kinds}, {out}>" for kinds in _ENTRIES for out in (kinds.split(", ")[-1], "long long")]
     + ["settle<float>", "settle<double>", "worth_again<double>"],
+    "long_rows.cu": ["find_parts"],
     "network.cu": [*(f"gather<{stored}, {kind}>" for stored, kind in _STORED),
                    *(name for kind in ("float", "double") for name in (
                        *(f"{kernel}<{kind}, {activation}>" for kernel in ("activate", "through")
@@ -51,7 +55,8 @@ VARIANTS: dict[str, list[str]] = {
                             f"row_decisions<{kind}>")),
                         *(name for kinds in _SPARSE for name in (
                             f"sparse_row_squares<{kinds}>", f"sparse_fixed_products<{kinds}>"))],
-    "products.cu": ["add_products", *(f"fused<{stored}, {', '.join(map(str, shape))}>" for stored in ("half", "float")
+    "products.cu": ["add_products", *(f"fused<{stored}, {', '.join(map(str, shape))}, {sums}>"
+                                      for sums in ("double", "long long") for stored in ("half", "float")
                                       for shape in SHAPES)],
     "scaling.cu": [f"{kernel}<{kind}>" for kernel in ("fold", "fold_biases", "pull_back")
                    for kind in ("float", "double")],
@@ -63,7 +68,8 @@ VARIANTS: dict[str, list[str]] = {
     "sums.cu": [*(f"add_up<{pair}>" for pair in (
                     "float,float", "double,double", "long long,long long", "half,half", "bfloat16,bfloat16",
                     "long long,float", "long long,double", "half,float", "bfloat16,float", "float,half",
-                    "float,bfloat16")),
+                    "float,bfloat16", "double,float")),
+                "average<float>", "average<double>",
                 *(f"add<{kind}>" for kind in ("float", "double", "long long", "half", "bfloat16")),
                 *(f"gather<unsigned {word}>" for word in ("short", "int", "long long"))],
     "updates.cu": [f"take_step<{weights},{summed}>" for weights in ("float", "double")
@@ -72,6 +78,7 @@ VARIANTS: dict[str, list[str]] = {
 HOT: dict[str, list[str]] = {
     "blocks.cu": VARIANTS["blocks.cu"],
     "csr_products.cu": VARIANTS["csr_products.cu"],
+    "csr_fixed.cu": VARIANTS["csr_fixed.cu"],
     "products.cu": VARIANTS["products.cu"],
     "glm.cu": [name for name in VARIANTS["glm.cu"] if not name.startswith("sequential_sgd")],
     "glm_sparse.cu": [name for name in VARIANTS["glm_sparse.cu"] if not name.startswith("sequential_sparse")],
@@ -79,7 +86,7 @@ HOT: dict[str, list[str]] = {
     "network_rows.cu": VARIANTS["network_rows.cu"],
     "compression.cu": ["encode_bfloat16", "encode_float16", "widen_float16"],
     "sums.cu": ["add_up<float,float>", "add_up<double,double>", "add_up<long long,long long>", "add_up<half,half>",
-                "add_up<bfloat16,bfloat16>"],
+                "add_up<bfloat16,bfloat16>", "average<float>", "average<double>"],
     "updates.cu": ["take_step<float,float>", "take_step<double,double>", "take_step<float,long long>",
                    "take_step<double,long long>"],
 }

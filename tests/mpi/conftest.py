@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from dml_hpc.commands import opening
 from dml_hpc.mpi import world
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
+
+_TAKEN = 1 << 30
 
 
 @pytest.fixture
@@ -46,3 +49,13 @@ def folder(comm) -> Iterator[Path]:
     comm.Barrier()
     if comm.rank == 0:
         shutil.rmtree(path)
+
+
+@pytest.fixture
+def room(monkeypatch) -> Callable[[int], int]:
+    """Return a function: the ``memory_limit`` (bytes) under which this rank's rows may take a number of MiB.
+
+    What the process takes is pinned, as it shrinks by chance when what earlier tests left behind is given back.
+    """
+    monkeypatch.setattr(opening, "resident_bytes", lambda: _TAKEN)
+    return lambda mib: _TAKEN + (mib << 20)

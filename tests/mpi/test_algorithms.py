@@ -16,7 +16,6 @@ from dml_hpc.commands import compare, train
 from dml_hpc.console import Console
 from dml_hpc.data.csr import sparse
 from dml_hpc.errors import AgreedError
-from dml_hpc.memory import resident_bytes
 from dml_hpc.mpi import on_root
 from dml_hpc.store.model import read_model
 from dml_hpc.trainers.theory import told
@@ -519,7 +518,7 @@ def test_a_contender_that_diverges_is_listed_and_one_that_cannot_run_is_refused_
         compare.run(comm, Console(rank=1), [data], contenders, None, False, **shared)
 
 
-def test_streamed_parts_can_be_sent_while_others_are_computed(comm, folder):
+def test_streamed_parts_can_be_sent_while_others_are_computed(comm, folder, room):
     rng = np.random.default_rng(0)
     rows = 75_000 * comm.size
     X = rng.standard_normal((rows, 64)).astype("f4")
@@ -528,7 +527,7 @@ def test_streamed_parts_can_be_sent_while_others_are_computed(comm, folder):
                 "steps": 3, "dtype": "float32"}
     losses = []
     for overlap in (False, True):
-        result = fit(comm, data, folder / f"{overlap}.h5", overlap=overlap, memory_limit=resident_bytes() + (15 << 20),
+        result = fit(comm, data, folder / f"{overlap}.h5", overlap=overlap, memory_limit=room(15),
                      **settings)
         assert {split["rows_are"] for split in result["per_rank"]} == {"streamed"}
         losses.append(result["loss"])

@@ -17,13 +17,14 @@ from dml_hpc.commands import svd
 from dml_hpc.console import Console
 from dml_hpc.data.csr import sparse
 from dml_hpc.data.dataset import open_dataset
-from dml_hpc.decomposition import device_rows
+from dml_hpc.decomposition import device_rows, on_device
 from dml_hpc.decomposition import matrix as matrix_module
 from dml_hpc.decomposition.grid import Grid
 from dml_hpc.decomposition.matrix import Matrix
 from dml_hpc.decomposition.on_device import DeviceProducts
 from dml_hpc.decomposition.svd.truncated import Found, Wanted, truncated_svd
 from dml_hpc.errors import AgreedError
+from dml_hpc.kernels.cuda.long_rows import VERY_LONG
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "gpu"))
 from host_device import COMPILER, HostCuda
@@ -92,6 +93,17 @@ def check(A: np.ndarray, found: Found, V: np.ndarray, k: int, rtol: float = 1e-5
     assert found.norm == pytest.approx(np.linalg.norm(A), rel=1e-7)
     largest = np.argmax(np.abs(V) >= np.abs(V).max(axis=0) * (1 - 1e-6), axis=0)
     assert (V[largest, np.arange(k)] > 0).all()
+
+
+def test_rows_that_are_too_long_for_one_warp(comm, folder):
+    X, rng = np.zeros((120, VERY_LONG + 300), np.float32), np.random.default_rng(3)
+    X[rng.integers(0, 120, 600), rng.integers(0, X.shape[1], 600)] = 1
+    X[[5, 60]] = rng.standard_normal((2, X.shape[1])) / 30
+    path = write_dataset(comm, folder / "m", X, csr=True)
+    gpu = device()
+    found, V, _ = factorise(comm, path, 4, "randomized", gpu=gpu)
+    check(X.astype(float), found, V, 4)
+    assert comm.allreduce(("long_rows.cu", "find_parts") in gpu.launched)
 
 
 @pytest.mark.parametrize(("kind", "method"), [("float16", "gram"), *((kind, method) for kind in ("float32", "float64")
@@ -192,16 +204,65 @@ def test_more_ranks_than_rows(comm, folder, method, rows, csr):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_reproducible_factors_have_the_same_bits_on_any_number_of_ranks(comm, folder, method):
-    X = matrix(300, 1 / np.arange(1.0, 21)).astype("float32")
-    path = write_dataset(comm, folder / "m", X)
+@pytest.mark.parametrize("csr", [False, True])
+@pytest.mark.parametrize(("shifted", "scaled"), [(False, False), (False, True), (True, False), (True, True)])
+def test_reproducible_factors_have_the_same_bits_on_any_number_of_ranks(comm, folder, method, csr, shifted, scaled):
+    X = matrix(300, 1 / np.arange(1.0, 21)) + 0.1 * shifted * np.arange(20)
+    X = np.where(np.abs(X) < 0.01 * csr, 0, X).astype("float32")
+    shift, scale = X.mean(axis=0, dtype=float) if shifted else None, X.std(axis=0, dtype=float) if scaled else None
+    path = write_dataset(comm, folder / "m", X, csr=csr)
     alone = comm.Split(comm.rank)
-    found, V, _ = factorise(comm, path, 5, method, reproducible=True, gpu=device())
-    check(X.astype(float), found, V, 5)
+    given = {"reproducible": True, "shift": shift, "scale": scale, "accuracy": 1e-4 if shifted else 1e-5}
+    found, V, _ = factorise(comm, path, 5, method, gpu=device(), **given)
+    A = (X - (0 if shift is None else shift)) / (1 if scale is None else scale)
+    check(A, found, V, 5, vectors=1e-2)
     for memory_bytes in (1 << 30, 5000):
-        one, one_V, _ = factorise(alone, path, 5, method, reproducible=True, gpu=device(memory_bytes))
+        one, one_V, _ = factorise(alone, path, 5, method, gpu=device(memory_bytes), **given)
         assert one_V.tobytes() == V.tobytes()
         assert one.triplets.singular_values.tobytes() == found.triplets.singular_values.tobytes()
+    alone.Free()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+@pytest.mark.parametrize("width", [20, 300])
+def test_blocks_of_any_size_give_the_same_factors(comm, folder, monkeypatch, method, kind, width):
+    """Long blocks go by groups; short ones are those of a slow memory, whose cache holds them between two products."""
+    X = matrix(900, 1.2 ** -np.arange(float(width))).astype(kind)
+    path = write_dataset(comm, folder / "m", X)
+    _, V, _ = factorise(comm, path, 6, method, gpu=device())
+    monkeypatch.setattr(on_device, "BLOCK_ROWS", 40)
+    monkeypatch.setattr(on_device, "GROUP_ROWS", 16)
+    for cache_bytes, memory_bytes_per_s, rows in ((1 << 20, 0.0, 1 << 18), (30 * X[:1].nbytes, 1.0, 15)):
+        gpu = device()
+        gpu.cache_bytes, gpu.memory_bytes_per_s = cache_bytes, memory_bytes_per_s
+        again, again_V, one = factorise(comm, path, 6, method, gpu=gpu)
+        check(X.astype(float), again, again_V, 6)
+        np.testing.assert_allclose(again_V, V, atol=1e-3)
+        assert isinstance(one.products, DeviceProducts) and one.products._rows_at_once() == min(
+            rows, on_device.BLOCK_BYTES // X[:1].nbytes)
+
+
+def test_what_is_reproducible_does_not_depend_on_the_cache(comm, folder):
+    path = write_dataset(comm, folder / "m", matrix(300, 1 / np.arange(1.0, 21)))
+    digests = set()
+    for cache_bytes in (1 << 11, 1 << 20):
+        gpu = device()
+        gpu.cache_bytes, gpu.memory_bytes_per_s = cache_bytes, 1.0
+        digests |= {factorise(comm, path, 5, method, reproducible=True, gpu=gpu)[1].tobytes() for method in METHODS}
+    assert len(digests) == len(METHODS)
+
+
+@pytest.mark.parametrize("csr", [False, True])
+def test_many_squares_of_chunks_are_summed_in_fixed_point(comm, folder, monkeypatch, csr):
+    monkeypatch.setattr(matrix_module, "MOST_APART", 0)
+    X = matrix(300, 1 / np.arange(1.0, 21)).astype("float32")
+    path = write_dataset(comm, folder / "m", X, csr=csr)
+    alone = comm.Split(comm.rank)
+    found, V, _ = factorise(comm, path, 5, "randomized", reproducible=True, gpu=device())
+    _, one_V, _ = factorise(alone, path, 5, "randomized", reproducible=True, gpu=device())
+    check(X.astype(float), found, V, 5)
+    assert one_V.tobytes() == V.tobytes()
     alone.Free()
 
 
@@ -255,6 +316,11 @@ def test_the_command_says_what_it_used(comm, folder, monkeypatch):
     assert run(comm, path, folder / "cpu.h5", device="cpu")["device"] == "cpu"
     exact = run(comm, path, folder / "exact.h5", accuracy=1e-10)
     assert exact["method"] == "gram", "auto never takes a method that the device has not"
+    sparse_path, alone = write_dataset(comm, folder / "s", np.where(X > 0, X, 0), csr=True), comm.Split(comm.rank)
+    same = [run(ranks, sparse_path, folder / f"{name}.h5", method="randomized", reproducible=True, accuracy=1e-5)
+            for ranks, name in ((comm, "all"), (alone, f"alone{comm.rank}"))]
+    assert same[0]["digest"] == same[1]["digest"] and same[0]["reproducible"] and same[0]["device"] == "cuda"
+    alone.Free()
 
 
 def test_what_a_device_does_not_do_is_refused(comm, folder, monkeypatch):
@@ -266,8 +332,6 @@ def test_what_a_device_does_not_do_is_refused(comm, folder, monkeypatch):
     for method in ("tsqr", "incremental"):
         with pytest.raises(AgreedError, match=f"--method {method} computes on the CPU: leave out --device cuda"):
             run(comm, path, folder / "svd.h5", method=method)
-    with pytest.raises(AgreedError, match="sums sparse rows on the CPU"):
-        run(comm, write_dataset(comm, folder / "s", X, csr=True), folder / "svd.h5", reproducible=True)
     assert not (folder / "svd.h5").exists()
 
 

@@ -16,7 +16,6 @@ from dml_hpc.console import Console
 from dml_hpc.data.csr import Csr, sparse
 from dml_hpc.data.shares import DealtShare
 from dml_hpc.errors import AgreedError
-from dml_hpc.memory import resident_bytes
 from dml_hpc.mpi import on_root
 from dml_hpc.store.model import read_model
 
@@ -283,7 +282,7 @@ def test_a_fault_that_only_rank_0_sees_ends_every_rank(comm, folder):
     assert (folder / "m.h5").read_bytes() == before
 
 
-def test_rows_that_exceed_the_memory_limit_are_streamed_and_give_the_same_model(comm, folder):
+def test_rows_that_exceed_the_memory_limit_are_streamed_and_give_the_same_model(comm, folder, room):
     X, y = classes(80_000 * comm.size, 64)
     data = make(comm, folder, "data", X, y, [60_000 * comm.size, 0, 20_000 * comm.size])
     packed = Path(on_root(comm, lambda: str(write_dataset(folder / "packed", X, y, [len(y)], compression="gzip"))))
@@ -291,7 +290,7 @@ def test_rows_that_exceed_the_memory_limit_are_streamed_and_give_the_same_model(
         settings = {"reproducible": True, "batch_size": batch_size, "epochs": 2}
         free = fit(comm, data, folder / f"free-{batch_size}.h5", **settings)
         assert {split["rows_are"] for split in free["per_rank"]} == {"mapped"}
-        limit = resident_bytes() + (14 << 20)  # this rank's own
+        limit = room(14)
         limited = fit(comm, data, folder / f"limited-{batch_size}.h5", **settings, memory_limit=limit)
         assert {split["rows_are"] for split in limited["per_rank"]} == {"streamed"}
         assert limited["weights_digest"] == free["weights_digest"]
@@ -314,7 +313,7 @@ def test_iterates_of_a_model_that_one_rank_owns_are_averaged(comm, folder, allre
     np.testing.assert_allclose(read_model(folder / "m.h5").weights, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_limit_that_nothing_fits_is_one_clear_line(comm, folder):
+def test_a_limit_that_nothing_fits_is_one_clear_line(comm, folder, room):
     X, y = classes(4000)
     data = make(comm, folder, "data", X, y, [4000])
     with pytest.raises(AgreedError, match=r"--memory-limit is below the .* MiB that a rank takes"):
@@ -322,7 +321,7 @@ def test_a_limit_that_nothing_fits_is_one_clear_line(comm, folder):
     big = make(comm, folder, "big", *classes(800_000), [800_000])
     with pytest.raises(AgreedError, match="--replicas draws rows from anywhere"):
         fit(comm, big, folder / "m.h5", algorithm="average", batch_size=None, replicas=True,
-            memory_limit=resident_bytes() + (8 << 20))
+            memory_limit=room(8))
     assert not (folder / "m.h5").exists()
 
 
@@ -390,7 +389,7 @@ def test_sparse_rows_give_the_model_of_dense_ones(comm, folder, reproducible):
     assert scaled["loss"] == pytest.approx(expected["loss"], rel=1e-6)
 
 
-def test_sparse_rows_that_exceed_the_memory_limit_are_streamed(comm, folder):
+def test_sparse_rows_that_exceed_the_memory_limit_are_streamed(comm, folder, room):
     rng = np.random.default_rng(5)
     rows = 80_000 * comm.size
     entries = rng.integers(0, 50, (rows, 40)) + np.arange(40) * 50
@@ -398,9 +397,9 @@ def test_sparse_rows_that_exceed_the_memory_limit_are_streamed(comm, folder):
     data = make(comm, folder, "data", X, rng.integers(0, 2, rows), [rows // 3, rows - rows // 3])
     settings = {"epochs": 1, "batch_size": 4096, "reproducible": True, "allreduce": "mpi"}
     free = fit(comm, data, folder / "free.h5", **settings)
-    limited = fit(comm, data, folder / "limited.h5", **settings, memory_limit=resident_bytes() + (18 << 20))
+    limited = fit(comm, data, folder / "limited.h5", **settings, memory_limit=room(18))
     assert {split["rows_are"] for split in limited["per_rank"]} == {"streamed"}
     assert limited["weights_digest"] == free["weights_digest"]
     averaged = fit(comm, data, folder / "average.h5", algorithm="average", batch_size=None, epochs=1,
-                   memory_limit=resident_bytes() + (18 << 20))
+                   memory_limit=room(18))
     assert {split["rows_are"] for split in averaged["per_rank"]} == {"streamed"}

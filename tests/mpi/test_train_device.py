@@ -21,6 +21,7 @@ from dml_hpc.console import Console
 from dml_hpc.data import on_device
 from dml_hpc.data.csr import sparse
 from dml_hpc.errors import AgreedError
+from dml_hpc.kernels.cuda import long_rows
 from dml_hpc.mpi import on_root
 from dml_hpc.store.model import read_model
 
@@ -106,6 +107,20 @@ def test_every_algorithm_gives_the_model_of_the_cpu(comm, folder, algorithm, obj
     assert error <= 2e-3
 
 
+@pytest.mark.parametrize("allreduce", ["hierarchical", "in slices", "ring", "tree", "mpi", "auto"])
+@pytest.mark.parametrize("settings", [{}, {"optimizer": "adam", "average_momentum": True}], ids=str)
+def test_models_are_averaged_on_the_way_to_their_places(comm, folder, monkeypatch, allreduce, settings):
+    if allreduce == "in slices":
+        monkeypatch.setattr("dml_hpc.comm.on_device.hierarchical.WHOLE_BYTES", 0)
+    data = make(comm, folder, *rows("logistic", count=151, features=300))
+    name = "hierarchical" if allreduce == "in slices" else allreduce
+    host, there, error = both(comm, folder, data, algorithm="local", tau=3, batch_size=20, step_size=0.01,
+                              allreduce=name, dtype="float64", **settings)
+    assert error <= 1e-9
+    assert there["loss"] == pytest.approx(host["loss"], rel=1e-9)
+    assert len(set(comm.allgather(there["weights_digest"]))) == 1
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adagrad", "rmsprop", "adam", "adamw"])
 def test_every_optimiser_gives_the_model_of_the_cpu(comm, folder, optimizer):
     data = make(comm, folder, *rows("logistic"))
@@ -157,6 +172,27 @@ def test_rows_that_do_not_fit_the_device_are_copied_step_by_step(comm, folder, m
     copied = fit(comm, data, folder / "copied.h5", algorithm="sync", device="cuda", reproducible=True)
     assert {split["rows_on_device"] for split in copied["per_rank"]} == {False}
     assert copied["weights_digest"] == kept["weights_digest"]
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_rows_that_are_too_long_for_one_block(comm, folder, monkeypatch, is_kept):
+    X = np.zeros((60, 9000))
+    X[np.arange(60), np.arange(60)] = 1
+    X[[3, 17, 50]] = np.random.default_rng(2).standard_normal((3, 9000)) / 100
+    data = make(comm, folder, sparse(X), np.arange(60) % 2)
+    if not is_kept:
+        monkeypatch.setattr("dml_hpc.commands.devices.ROWS_SHARE", 0)
+    launched, find = [], long_rows.find
+    monkeypatch.setattr(long_rows, "find", lambda *given: launched.append(find(*given)) or launched[-1])
+    settings = {"algorithm": "sync", "exchange": "dense", "overlap": False, "batch_size": 20}
+    *_, error = both(comm, folder, data, **settings)
+    assert error <= 2e-4
+    assert any(comm.allgather(any(launched)))
+    alone = comm.Split(comm.rank)
+    first = fit(alone, data, folder / f"alone-{comm.rank}.h5", device="cuda", reproducible=True, **settings)
+    alone.Free()
+    together = fit(comm, data, folder / "together.h5", device="cuda", reproducible=True, **settings)
+    assert together["weights_digest"] == first["weights_digest"]
 
 
 def test_more_ranks_than_rows(comm, folder):

@@ -12,6 +12,7 @@ import threading
 import time
 
 from dml_hpc.cli import main
+from dml_hpc.commands import fitting
 from dml_hpc.kernels import glm
 from dml_hpc.launch import launch
 from dml_hpc.objectives.linear_score import LinearScore
@@ -50,6 +51,16 @@ if mode == "slow" and launch().rank == rank:
         return unhurried(self, *arguments)  # type: ignore[arg-type]
 
     LinearScore.sequential_sgd = slow  # type: ignore[assignment,method-assign]
+if mode in ("stop-compiling", "slow-compiling") and launch().rank == rank:
+    honestly = fitting.compile_kernels
+
+    def compile_kernels(run: object) -> None:
+        if mode == "stop-compiling":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(6)  # nothing was compiled before
+        honestly(run)  # type: ignore[arg-type]
+
+    fitting.compile_kernels = compile_kernels
 if mode == "stop-scoring" and launch().rank == rank:
     glm.scores = lambda X, weights, out: len(X) and os.kill(os.getpid(), signal.SIGSTOP)  # type: ignore[assignment]
 LinearScore.loss_and_gradient = sabotaged  # type: ignore[assignment,method-assign]

@@ -23,9 +23,9 @@ def dataset(shard_rows):
     return Dataset(Path("data"), manifest, [Path(shard.file) for shard in shards])
 
 
-def steps(data, batch_size, size, epoch=0, seed=5):
+def steps(data, batch_size, size, epoch=0, seed=5, shares=None):
     """The sets of rows of each step of an epoch, and the counts the ranks were told."""
-    ranks = [Batches(data, batch_size, rank, size, seed) for rank in range(size)]
+    ranks = [Batches(data, batch_size, rank, size, seed, shares=shares) for rank in range(size)]
     found = []
     for step in range(ranks[0].steps):
         rows: list[int] = []
@@ -56,6 +56,28 @@ def test_ranks_share_the_rows_evenly_and_contiguously():
         ranks = [Batches(data, batch_size, rank, 3) for rank in range(3)]
         assert [rank.range[1] for rank in ranks[:-1]] == [rank.range[0] for rank in ranks[1:]]
         assert max(rank.count for rank in ranks) - min(rank.count for rank in ranks) <= 8001 / 512 * 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 200), min_size=1, max_size=6), st.lists(st.floats(0.01, 1), min_size=1, max_size=9),
+       st.one_of(st.none(), st.integers(1, 300)))
+def test_steps_do_not_depend_on_the_shares_of_the_ranks(shard_rows, shares, batch_size):
+    data = dataset(shard_rows)
+    if data.rows == 0:
+        return
+    alone, together = steps(data, batch_size, 1), steps(data, batch_size, len(shares), shares=shares)
+    assert together == alone
+
+
+def test_ranks_have_their_shares_of_the_rows():
+    data, shares = dataset([5000, 1, 3000]), [0.5, 0.2, 0.3]
+    for batch_size in (None, 512):
+        ranks = [Batches(data, batch_size, rank, 3, shares=shares) for rank in range(3)]
+        assert [rank.range[1] for rank in ranks[:-1]] == [rank.range[0] for rank in ranks[1:]]
+        np.testing.assert_allclose([rank.share for rank in ranks], shares, atol=1 / 512)
+        np.testing.assert_allclose([rank.count / 8001 for rank in ranks], shares, atol=2 / 512)
+    few = [Batches(data, 2, rank, 3, shares=shares) for rank in range(3)]  # there is too little to share
+    assert [rank.range for rank in few] == [Batches(data, 2, rank, 3).range for rank in range(3)]
 
 
 def test_epochs_and_seeds_give_other_orders_and_batch_sizes_are_met():

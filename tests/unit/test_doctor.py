@@ -34,7 +34,7 @@ def fake(monkeypatch, tmp_path):
     """Return a function that puts a program made of shell lines first on PATH, and beside no Python."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", str(folder))  # a launcher or a Slurm of this machine is not to be found
     monkeypatch.setattr(sys, "executable", str(folder / "python"))
     (folder / "python").symlink_to(Path(os.path.realpath("/bin/sh")))
 
@@ -111,7 +111,7 @@ def test_a_launcher_that_fits(fake, says, library):
     ("echo 'There are not enough slots available' >&2; exit 1", "not enough slots", "oversubscribe"),
     ("kill -SEGV $$", "SIGSEGV", "mpirun"),
     ("exit 3", "status 3", "mpirun"),
-    ("sleep 60", "no answer", "hostname"),
+    ("/bin/sleep 60", "no answer", "hostname"),
 ])
 def test_two_ranks_that_fail(fake, monkeypatch, lines, detail, fix):
     monkeypatch.setattr(mpi, "call", lambda command: call(command, timeout_s=2))
@@ -171,8 +171,8 @@ def test_each_operation_of_a_gpu_is_a_line_of_its_own(fake, monkeypatch):
     monkeypatch.setattr(gpu, "python", lambda code: Outcome(0, "14.0.0", ""))
     monkeypatch.setattr(gpu, "call", answer)
     found = {check.name: check for check in gpu.check_gpu(MPICH)}
-    assert list(found) == ["gpu", "gpu memory", "gpu kernels", "gpu products", "gpu copies", "gpu ipc", "nccl",
-                           "cuda-aware mpi"]
+    assert list(found) == ["gpu", "gpu memory", "gpu kernels", "gpu products", "gpu copies", "gpu graphs", "gpu ipc",
+                           "nccl", "cuda-aware mpi"]
     assert {name: check.status for name, check in found.items() if check.status != OK} == {
         "gpu ipc": BROKEN, "nccl": ABSENT, "cuda-aware mpi": ABSENT}
     assert "SIGBUS" in found["gpu ipc"].detail

@@ -15,7 +15,7 @@ from data_support import ArraySource
 
 from dml_hpc.data.build import build
 from dml_hpc.errors import AgreedError, UserError
-from dml_hpc.files import check_output, replaced_file, replaced_folder
+from dml_hpc.files import check_output, first_line, replaced_file, replaced_folder
 from dml_hpc.mpi import Alone, shared_folder
 
 
@@ -23,6 +23,16 @@ def refused(path: Path, message: str, *, folder: bool = False) -> None:
     with pytest.raises(UserError, match=message) as raised:
         check_output(path, True, folder)
     assert "\n" not in str(raised.value)
+
+
+def test_what_hdf5_says_of_a_failed_read_is_one_whole_line(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as error:
+        h5py.File(tmp_path, "r")
+    assert "\n" in str(error.value)  # and a few hundred characters of addresses and counts
+    line = first_line(error.value)
+    assert line.endswith("(file read failed: Is a directory)") and "Unable to" in line
+    assert first_line(ValueError("a (b (c\n d))")).count("(") == 2
+    assert first_line(ValueError("one (1)\ntwo")) == "one (1)" and first_line(KeyError()) == "KeyError"
 
 
 def test_what_is_neither_file_nor_folder_is_never_replaced(tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FLOORS = [
-    {"errors", "layout", "files", "console", "launch", "supervise", "watch", "watched", "mpi", "memory", "config",
-     "device", "cuda"},
+    {"errors", "layout", "files", "console", "launch", "launchers", "signals", "supervise", "watch", "watched",
+     "survival", "mpi", "memory", "config", "device", "cuda"},
     {"kernels"},
     {"data"},
     {"comm", "objectives", "optim", "store"},
     {"trainers", "decomposition"},
-    {"reports", "checks"},
+    {"reports", "checks", "batch"},
     {"commands"},
     {"cli", "verb", "parameters", "__main__"},
 ]

@@ -60,6 +60,16 @@ def test_a_rank_that_is_slow_but_getting_on_is_waited_for(mpirun, two_classes, t
 
 
 @pytest.mark.job
+def test_the_first_rank_of_a_node_may_compile_for_long_but_not_be_stopped(mpirun, two_classes, tmp_path):
+    arguments = "train", two_classes, "-o", tmp_path / "m.h5", "--epochs", 1, "--deadline", 2
+    slow = mpirun(2, SABOTEUR, "slow-compiling", 0, 0, "--", *arguments, timeout_s=60)
+    assert slow.returncode == 0, slow.stderr
+    stopped = mpirun(3, SABOTEUR, "stop-compiling", 0, 0, "--", *arguments, "--overwrite", timeout_s=40)
+    assert stopped.returncode != 0
+    assert re.search(r"rank 1 of 3: .* did not end within 2 s: rank 0 does not answer", stopped.stderr), stopped.stderr
+
+
+@pytest.mark.job
 def test_predicting_has_a_deadline_too(mpirun, two_classes, tmp_path):
     model = tmp_path / "m.h5"
     assert mpirun(2, "-m", "dml_hpc", "train", two_classes, "-o", model).returncode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import pairwise
 from threading import Barrier, Thread
@@ -12,7 +13,7 @@ from scipy.optimize import minimize, rosen, rosen_der
 from sklearn.linear_model import Lasso
 
 from dml_hpc.optim.history import History
-from dml_hpc.optim.lbfgs import lbfgs
+from dml_hpc.optim.lbfgs import Minimiser
 from dml_hpc.optim.line_search import wolfe_step
 
 
@@ -23,7 +24,7 @@ def dots(rows, vector):
 def run(evaluate, x, most=500, **options):
     """Return the last iterate, its x copied, and the number of iterations."""
     count = 0
-    for count, iterate in enumerate(lbfgs(evaluate, x, options.pop("dots", dots), **options), 1):
+    for count, iterate in enumerate(Minimiser(evaluate, x, options.pop("dots", dots), **options), 1):
         if iterate.ended or iterate.gradient_norm < 1e-9 or count == most:
             break
     return iterate, count
@@ -75,7 +76,7 @@ def test_finds_scipys_optimum_with_about_as_many_evaluations(name):
 def test_the_start_is_left_alone_and_losses_fall():
     evaluate, start = PROBLEMS["rosenbrock"]
     before = start.copy()
-    losses = [evaluate(start)[0], *(iterate.loss for iterate in lbfgs(evaluate, start, dots))]
+    losses = [evaluate(start)[0], *(iterate.loss for iterate in Minimiser(evaluate, start, dots))]
     assert all(later <= earlier + 1e-12 for earlier, later in pairwise(losses))
     np.testing.assert_array_equal(start, before)
 
@@ -105,7 +106,7 @@ def test_slices_take_the_same_path_as_the_whole():
                 return total
 
             taxed = [(0, min(stop, 12) - first)] if stop > first else []
-            for count, iterate in enumerate(lbfgs(sliced, start[first:stop], summed, l1=l1, penalised=taxed), 1):
+            for count, iterate in enumerate(Minimiser(sliced, start[first:stop], summed, l1=l1, penalised=taxed), 1):
                 paths[rank].append((iterate.loss, iterate.step, iterate.evaluations))
                 if count == 15:
                     break
@@ -117,8 +118,40 @@ def test_slices_take_the_same_path_as_the_whole():
             thread.join()
         assert paths[0] == paths[1] == paths[2]  # to the last bit
         whole = [(iterate.loss, iterate.step, iterate.evaluations) for _, iterate in
-                 zip(range(15), lbfgs(evaluate, start, dots, l1=l1, penalised=[(0, 12)]), strict=False)]
+                 zip(range(15), Minimiser(evaluate, start, dots, l1=l1, penalised=[(0, 12)]), strict=False)]
         np.testing.assert_allclose(paths[0], whole, rtol=1e-6)
+
+
+@pytest.mark.parametrize("l1", [0.0, 0.01])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_goes_on_between_any_two_iterations_to_the_same_bits(name, l1):
+    evaluate, start = PROBLEMS[name]
+    count = [0]
+
+    def counted(x):
+        count[0] += 1
+        return evaluate(x)
+
+    minimiser, path = Minimiser(evaluate, start, dots, l1=l1, memory=3), []
+    for iterate in minimiser:
+        path.append((iterate.loss, iterate.step, iterate.gradient_norm, iterate.evaluations, iterate.ended,
+                     iterate.x.tobytes()))
+        if len(path) == 30:
+            break
+    minimiser, again = Minimiser(evaluate, start, dots, l1=l1, memory=3), []
+    while True:  # a new one for every iteration
+        values, vectors = json.loads(json.dumps(minimiser.values())), minimiser.vectors()
+        minimiser = Minimiser(counted, np.full_like(start, np.nan), dots, l1=l1, memory=3)
+        minimiser.restore(values, lambda name, out, vectors=vectors: np.copyto(out, vectors[name]))
+        assert set(minimiser.vectors()) == set(vectors)
+        iterate = next(minimiser, None)
+        if iterate is None or len(again) == 30:
+            break
+        again.append((iterate.loss, iterate.step, iterate.gradient_norm, iterate.evaluations, iterate.ended,
+                      iterate.x.tobytes()))
+    assert again == path
+    assert len(path) == 30 or path[-1][4]
+    assert count[0] >= path[-1][3]
 
 
 def test_the_direction_is_that_of_the_two_loop_recursion():
@@ -194,7 +227,7 @@ def test_float32_vectors_end_by_themselves_at_their_own_precision():
 
     best = minimize(narrow, np.zeros(13), jac=True, method="L-BFGS-B", options={"gtol": 1e-12, "ftol": 0}).fun
     last = None
-    for last in lbfgs(evaluate, np.zeros(13, np.float32), dots):
+    for last in Minimiser(evaluate, np.zeros(13, np.float32), dots):
         assert last.x.dtype == np.float32
         assert last.evaluations < 400
     assert last is not None and last.ended
@@ -209,22 +242,22 @@ def test_a_loss_that_is_not_finite_shortens_the_step():
     for start, first in ((0.3, 100.0), (30.0, 1e6)):
         found, _ = run(barrier, np.full(4, start), first_step=first)
         np.testing.assert_allclose(found.x, 1, atol=1e-8)
-    [nowhere] = lbfgs(lambda x: (math.nan, x), np.ones(3), dots)
+    [nowhere] = Minimiser(lambda x: (math.nan, x), np.ones(3), dots)
     assert "at the start" in nowhere.ended
     for l1 in (0.0, 0.1):
-        [hopeless] = lbfgs(lambda x: (5.0 if not x.any() else math.inf, np.ones(3)), np.zeros(3), dots, l1=l1)
+        [hopeless] = Minimiser(lambda x: (5.0 if not x.any() else math.inf, np.ones(3)), np.zeros(3), dots, l1=l1)
         assert "not finite at any step" in hopeless.ended
 
 
 def test_ends_where_nothing_is_left_to_do():
-    still = [*lbfgs(lambda x: (1.0, np.zeros_like(x)), np.ones(3), dots)]
+    still = [*Minimiser(lambda x: (1.0, np.zeros_like(x)), np.ones(3), dots)]
     assert [(iterate.ended, iterate.evaluations) for iterate in still] == [("the gradient is zero", 1)]
-    [zero] = lbfgs(lambda x: (0.0, np.full(3, 0.5)), np.zeros(3), dots, l1=1.0)
+    [zero] = Minimiser(lambda x: (0.0, np.full(3, 0.5)), np.zeros(3), dots, l1=1.0)
     assert zero.ended == "the gradient is zero" and not zero.x.any()
     assert run(lambda x: (float(x @ x), 2 * x), np.ones(3))[0].gradient_norm < 1e-9
-    [empty] = lbfgs(lambda x: (0.0, x), np.zeros(0), dots)
+    [empty] = Minimiser(lambda x: (0.0, x), np.zeros(0), dots)
     assert empty.ended
-    [uphill] = lbfgs(lambda x: (float(x @ x), -2 * x), np.ones(3), dots)  # a gradient that is wrong
+    [uphill] = Minimiser(lambda x: (float(x @ x), -2 * x), np.ones(3), dots)  # a gradient that is wrong
     assert "negative gradient" in uphill.ended and uphill.loss == 3
 
 

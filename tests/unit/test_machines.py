@@ -13,7 +13,8 @@ from dml_hpc.trainers.machines import Machine, cut
 class OneBuffer:
     """Ten rows an epoch in three steps of up to two parts, all in one array that is overwritten, as when streamed."""
 
-    count, steps, waited_s = 10, 3, 0.0
+    count = used = 10
+    steps, waited_s = 3, 0.0
     PARTS = (((0, 1, 2), (3,)), ((4, 5),), ((6, 7), (8, 9)))
 
     def __init__(self):
@@ -35,6 +36,7 @@ class OneBuffer:
 def test_rounds_go_on_where_the_last_one_ended(sizes):
     machine, seen = Machine(0, OneBuffer()), []
     for size in sizes:
+        machine.begin_round()
         for parts in machine.chunks(size, Clock()):
             for part in parts:
                 seen += part.rows.tolist()

@@ -16,7 +16,7 @@ from dml_hpc.data.csr import sparse
 from dml_hpc.data.dataset import open_dataset
 from dml_hpc.data.reading import Resident, open_reader
 from dml_hpc.data.streaming import Streamed
-from dml_hpc.errors import UserError
+from dml_hpc.errors import JobError, UserError
 
 F4 = np.dtype("f4")
 
@@ -206,7 +206,7 @@ def test_a_shard_cut_short_while_it_is_streamed_is_one_clear_line(tmp_path):
         data.shard(0)
         with (tmp_path / "data" / "part-00000.h5").open("r+b") as file:
             file.truncate(6000)
-        with pytest.raises(UserError, match="cut short"):
+        with pytest.raises(JobError, match="6,000 bytes, it was written with"):
             for step in range(400):
                 taken(streamed, 0, step)
 

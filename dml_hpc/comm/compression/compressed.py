@@ -22,7 +22,8 @@ class Compressed(Reducer):
 
     What a call does not send stays in ``residual`` (size − exact,) float32 and is added to the next call's addend:
     Karimireddy, Rebjock, Stich and Jaggi, *Error feedback fixes SignSGD and other gradient compression schemes*,
-    ICML 2019. Nothing is lost thus, only late. The residual is this rank's own and part of the state of a training.
+    ICML 2019. Nothing is lost thus, only late. The residual is this rank's own, and lost where
+    a run goes on from a checkpoint.
     """
 
     def __init__(self, comm: Intracomm, size: int, exact: int, weights_dtype: str | None):

@@ -86,6 +86,8 @@ class NodeReducer(Reducer):
 
     def _meet(self, meeting: int) -> None:
         """Wait until all ranks of the node are here, their queued work done: 0 addends, 1 sums, 2 what is gathered."""
+        if self.comm.size == 1:
+            return  # work that is queued in turn needs no meeting
         self.settle()
         self._counts[meeting] += 1
         patience = (0, 1) if in_background() else (self._spins, PATIENCE)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
+from dml_hpc.data.links import Found, find, open_file
+from dml_hpc.data.retrying import check_present
 from dml_hpc.errors import UserError
 from dml_hpc.files import HDF5_ERRORS, first_line
 
@@ -55,6 +57,7 @@ class Hdf5Array:
     dtype: np.dtype
     shape: tuple[int, ...]
     _dataset: Any = field(default=None, repr=False)
+    _sources: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
@@ -63,11 +66,10 @@ class Hdf5Array:
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Return rows as an array in memory; raises `UserError` when they cannot be read."""
-        import h5py
-
         try:
             if self._dataset is None:
-                self._dataset = h5py.File(self.path, "r", locking=False)[self.key]
+                _, self._dataset, _, self._sources = _found(self.path, open_file(self.path), self.key)
+            check_present(self._sources)
             return self._dataset[rows]
         except HDF5_ERRORS as error:
             raise UserError(f"{self.name} cannot be read: {first_line(error)}") from None
@@ -184,34 +186,62 @@ def open_hdf5(path: Path, x_key: str | None, y_key: str | None, weight_key: str 
     import h5py
 
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            names: list[str] = []
-            file.visit(names.append)
+        with open_file(path) as file:
+            names = _Names(path, file)
 
             def array(key: str) -> Hdf5Array:
-                if not isinstance(file[key], h5py.Dataset):
+                dataset = _found(path, file, key).node
+                if not isinstance(dataset, h5py.Dataset):
                     raise UserError(f"{path}: {key} is no dataset")
-                return Hdf5Array(path, key, file[key].dtype, file[key].shape or ())
+                return Hdf5Array(path, key, dataset.dtype, dataset.shape or ())
 
-            y = array(_key(path, names, "--y-key", y_key, ["y"])) if y_key or "y" in file else None
+            y = array(_key(path, names, "--y-key", y_key, ["y"])) if y_key or "y" in names else None
             weight = array(_key(path, names, "--weight-key", weight_key, [])) if weight_key else None
             key = _key(path, names, "--x-key", x_key, ["X", "x"])
-            if isinstance(file[key], h5py.Dataset):
+            group = _found(path, file, key).node
+            if isinstance(group, h5py.Dataset):
                 x = array(key)
                 return StoredMatrix(path, _two_axes(x), x, {}, y, weight)
-            if not all(part in file[key] for part in CSR_PARTS):
+            if not all(f"{key}/{part}" in names for part in CSR_PARTS):
                 raise UserError(f"{path}: {key} is neither a dataset nor a group of data, indices and indptr")
             csr: dict[str, StoredArray] = {part: array(f"{key}/{part}") for part in CSR_PARTS}
-            kind = file[key].attrs.get("encoding-type", "csr_matrix")
+            kind = group.attrs.get("encoding-type", "csr_matrix")
             if kind != "csr_matrix":
                 raise UserError(f"{path}: {key} is a {kind}; write it as CSR")
-            shape = file[key].attrs.get("shape", file[key].get("shape"))
+            shape = group.attrs.get("shape")
+            if shape is None and f"{key}/shape" in names:
+                shape = _found(path, file, f"{key}/shape").node
             if shape is not None and (np.shape(shape) != (2,) or np.asarray(shape).dtype.kind not in "iu"):
                 raise UserError(f"{path}: the shape of {key} is to be two whole numbers, rows and columns")
             features = int(shape[1]) if shape is not None else _width(csr["indices"])
-            return StoredMatrix(path, (len(file[key]["indptr"]) - 1, features), None, csr, y, weight)
+            return StoredMatrix(path, (csr["indptr"].shape[0] - 1, features), None, csr, y, weight)
     except HDF5_ERRORS as error:
         raise UserError(f"{path} cannot be read as HDF5: {first_line(error)}") from None
+
+
+class _Names(Collection[str]):
+    """The names in an HDF5 file; links are followed as `dml_hpc.data.links.find` does, which may raise `UserError`."""
+
+    def __init__(self, path: Path, file: Any):
+        self._path, self._file = path, file
+
+    def __contains__(self, name: object) -> bool:
+        return find(self._path, self._file, str(name)) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        names: list[str] = []
+        self._file.visit(names.append)
+        return iter(names)
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+def _found(path: Path, file: Any, key: str) -> Found:
+    found = find(path, file, key)
+    if found is None:
+        raise UserError(f"{path} has no '{key}'")
+    return found
 
 
 def _width(indices: StoredArray) -> int:
@@ -222,7 +252,7 @@ def _width(indices: StoredArray) -> int:
     return max(widths, default=1)
 
 
-def _key(path: Path, names: Sequence[str] | dict[str, zipfile.ZipInfo], option: str, wanted: str | None,
+def _key(path: Path, names: Collection[str], option: str, wanted: str | None,
          usual: list[str]) -> str:
     """Return the key asked for, or the first usual one there is."""
     for key in [wanted.strip("/")] if wanted else usual:

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from dml_hpc.data.shard import WEIGHT, Keys, open_ratings, open_shard
+from dml_hpc.data.links import find, open_file
+from dml_hpc.data.shard import WEIGHT, Keys, holds_group, open_ratings, open_shard
 from dml_hpc.data.statistics import Moments
-from dml_hpc.data.stored import StoredArray, open_file
+from dml_hpc.data.stored import StoredArray
 from dml_hpc.data.verification.examine_csr import examine_csr
 from dml_hpc.data.verification.findings import (
     Expected,
@@ -37,11 +38,13 @@ def examine(path: Path, expected: Expected) -> Findings:
         found.add("file", without_path(path, error))
         return found
     try:
-        found.kind = expected.kind or _kind(file, expected)
+        found.kind = expected.kind or _kind(path, file, expected)
         {"dense": _dense, "csr": examine_csr, "ratings": _ratings}[found.kind](path, file, expected, found)
         _label_and_weight(path, file, expected, found)
     except HDF5_ERRORS as error:
         found.add("file", f"cannot be read as HDF5: {first_line(error)}")
+    except UserError as error:
+        found.add("file", without_path(path, error))
     finally:
         file.close()
     if not found.faults:
@@ -54,12 +57,10 @@ def examine(path: Path, expected: Expected) -> Findings:
     return found
 
 
-def _kind(file: Any, expected: Expected) -> str:
-    import h5py
-
-    if file.get(expected.x_key, getclass=True) is h5py.Group:
+def _kind(path: Path, file: Any, expected: Expected) -> str:
+    if holds_group(path, file, expected.x_key):
         return "csr"
-    return "ratings" if expected.x_key not in file and "rating" in file else "dense"
+    return "ratings" if find(path, file, expected.x_key) is None and find(path, file, "rating") else "dense"
 
 
 def _dense(path: Path, file: Any, expected: Expected, found: Findings) -> None:
@@ -106,7 +107,7 @@ def _label_and_weight(path: Path, file: Any, expected: Expected, found: Findings
         compare_dtype(found, name, y, expected.dtype and label_dtype(expected.dtype))
         _column(y, name, found, expected.values)
     name = expected.weight_key or WEIGHT
-    if found.kind != "ratings" and (expected.weight_key is not None or name in file):
+    if found.kind != "ratings" and (expected.weight_key is not None or find(path, file, name)):
         weight = open_part(path, file, name, 1, found)
         if weight is not None:
             compare_rows(found, name, weight)

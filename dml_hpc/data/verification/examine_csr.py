@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dml_hpc.data.csr import Csr
+from dml_hpc.data.links import find
 from dml_hpc.data.statistics import Moments
 from dml_hpc.data.stored import StoredArray
 from dml_hpc.data.verification.findings import (
@@ -30,7 +31,7 @@ def examine_csr(path: Path, file: Any, expected: Expected, found: Findings) -> N
     """Look at a group of ``data``, ``indices`` and ``indptr``."""
     data, indices, indptr = (open_part(path, file, f"{expected.x_key}/{name}", 1, found)
                              for name in ("data", "indices", "indptr"))
-    found.features = expected.features if expected.features is not None else _own_features(file, expected, found)
+    found.features = expected.features if expected.features is not None else _own_features(path, file, expected, found)
     if indptr is not None:
         found.rows = max(indptr.shape[0] - 1, 0)
         compare(found, expected.x_key, "rows", found.rows, expected.rows)
@@ -41,8 +42,9 @@ def examine_csr(path: Path, file: Any, expected: Expected, found: Findings) -> N
         _entries(expected, found, data, indices, indptr)
 
 
-def _own_features(file: Any, expected: Expected, found: Findings) -> int | None:
-    shape = np.asarray(file[expected.x_key].attrs.get("shape", ())).reshape(-1)
+def _own_features(path: Path, file: Any, expected: Expected, found: Findings) -> int | None:
+    group = find(path, file, expected.x_key)
+    shape = np.asarray(() if group is None else group.node.attrs.get("shape", ())).reshape(-1)
     if len(shape) != 2 or shape.dtype.kind not in "iu" or not 0 < int(shape[1]) <= MOST_FEATURES:
         found.add(expected.x_key, "does not say how many columns it has (attribute shape)")
         return None

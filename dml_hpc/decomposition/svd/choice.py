@@ -32,31 +32,30 @@ class Choice(NamedTuple):
 
 
 def choose(dataset: Dataset, k: int, ranks: int, accuracy: float, most_bytes: int | None, method: str = "auto",
-           grid: tuple[int, int] | None = None, reproducible: bool = False, device: str = "cpu") -> Choice:
+           grid: tuple[int, int] | None = None, reproducible: bool = False, device: str = "cpu",
+           wide: bool | None = None) -> Choice:
     """Return the method for ``k`` triplets, which ``method`` names unless it is "auto", and the grid it runs on.
 
-    ``most_bytes`` is what a rank may take (None: unknown). Raises `UserError` for what does not go together.
+    ``most_bytes`` is what a rank may take (None: unknown). ``wide`` is that of an earlier choice, which is kept, None:
+    there was none. Raises `UserError` for what does not go together.
     """
     m, n = dataset.rows, dataset.features
     if device != "cpu" and method not in ("auto", *ON_DEVICE):
         raise UserError(f"--method {method} computes on the CPU: leave out --device {device}, or choose "
                         f"--method {' or '.join(ON_DEVICE)}")
-    if device != "cpu" and reproducible and dataset.kind == "csr":
-        raise UserError(f"--reproducible sums sparse rows on the CPU: leave out --device {device} or --reproducible")
     if grid is not None and grid[0] * grid[1] != ranks:
         raise UserError(f"--grid {grid[0]}x{grid[1]} is for {grid[0] * grid[1]} ranks, and here are {ranks}")
     if reproducible and grid is not None and grid[1] > 1:
         raise UserError("--reproducible adds rows up in an order of its own and wants all columns on every rank: leave "
                         "out --grid, or give Rx1")
-    tall, wide = (ranks, 1), (1, ranks)
-    best = tall if reproducible else chosen_grid(ranks, m, n)
-    why = "as asked"
+    best = (ranks, 1) if reproducible else chosen_grid(ranks, m, n)
+    why = "as asked" if wide is None else "as before"
     if method == "auto":
         method, why = _best(dataset, k, accuracy, most_bytes, grid, reproducible, ranks, device)
     if method == "randomized":
         return Choice(method, grid or best, False, why)
-    of_rows = method == "gram" and _of_rows(dataset, grid, reproducible)
-    needed = wide if of_rows else tall
+    of_rows = wide if wide is not None else method == "gram" and _of_rows(dataset, grid, reproducible)
+    needed = (1, ranks) if of_rows else (ranks, 1)
     if grid is not None and grid != needed:
         raise UserError(f"--method {method} needs --grid {needed[0]}x{needed[1]} for this matrix, {m:,} × {n:,}; a "
                         "grid of blocks is for --method randomized")

@@ -15,8 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from dml_hpc.decomposition.matrix import Matrix
+from dml_hpc.decomposition.svd.course import Course, kept_rows, put_rows
 from dml_hpc.decomposition.svd.orthonormal import orthonormal
 from dml_hpc.errors import JobError
+from dml_hpc.store.state import Kept, State
 
 MOST_COLUMNS = 8192
 """AᵀA takes 0.5 GB on every rank at so many, and its eigenvectors minutes."""
@@ -33,6 +35,18 @@ class Leading(NamedTuple):
     V: np.ndarray
     singular_values: np.ndarray
 
+    def state(self, matrix: Matrix, whole: bool) -> State:
+        """Return all of this, in a state; ``whole``: every rank has V."""
+        found = State()
+        put_rows(found, matrix, "V", self.V, whole)
+        found.put_shared("sigma", self.singular_values, matrix.comm.rank, matrix.comm.size)
+        return found
+
+
+def kept_leading(kept: Kept, matrix: Matrix, whole: bool) -> Leading:
+    """Return what `Leading.state` told."""
+    return Leading(kept_rows(kept, matrix, "V", whole), kept.vector("sigma"))
+
 
 def leading(matrix: Matrix, k: int | None) -> Leading:
     """Collective: return the ``k`` leading right singular vectors (None: all) by the eigenvectors of AᵀA.
@@ -46,25 +60,35 @@ def leading(matrix: Matrix, k: int | None) -> Leading:
     return Leading(V, np.sqrt(np.maximum(values, 0)))
 
 
-def refined(matrix: Matrix, rough: Leading) -> Leading:
+def refined(matrix: Matrix, rough: Leading | None, course: Course) -> Leading:
     """Collective: return all right singular vectors from `leading`'s, all of them, with the accuracy of a QR.
 
     AV·diag(1/σ) has columns of about length one, so its Gram matrix, summed in float64, keeps what AᵀA lost. Values
-    that are lost altogether are taken to be √ε·σ₁, and appear in the first pass or the second.
+    that are lost altogether are taken to be √ε·σ₁, and appear in the first pass or the second. Between these ``course``
+    is told; where it goes on from there ``rough`` is not needed.
     """
+    kept = course.taken("refined")
+    if kept is not None:
+        found = kept_leading(kept, matrix, whole=True)
+    else:
+        assert rough is not None
+        found, all_right = _refined_once(matrix, rough)
+        if all_right:
+            return found
+        course.after_pass("refined", lambda: found.state(matrix, whole=True))
+    return _refined_once(matrix, found)[0]
+
+
+def _refined_once(matrix: Matrix, rough: Leading) -> tuple[Leading, bool]:
+    """Collective: return better vectors, and whether the preconditioner was right all over: nothing was lost."""
     n = matrix.shape[1]
-    V, sigma = rough.V, rough.singular_values
-    for _ in range(2):
-        sigma = np.maximum(sigma, 4 * np.sqrt(n * np.finfo(float).eps) * sigma[0])
-        G = summed(matrix, V / sigma)
-        values, Q = matrix.comm.bcast(np.linalg.eigh(G) if matrix.comm.rank == 0 else None)
-        # A = (AV/σ)·diag(σ)Vᵀ and (AV/σ)ᵀ(AV/σ) = QΛQᵀ: A has the singular values of Λ^½Qᵀdiag(σ)·Vᵀ.
-        R = np.sqrt(np.maximum(values, 0))[:, None] * Q.T * sigma
-        sigma, Wt = matrix.comm.bcast(np.linalg.svd(R)[1:] if matrix.comm.rank == 0 else None)
-        V = V @ Wt.T
-        if values[0] > 0.01:  # the preconditioner was right all over: nothing was lost this time
-            break
-    return Leading(V, sigma)
+    sigma = np.maximum(rough.singular_values, 4 * np.sqrt(n * np.finfo(float).eps) * rough.singular_values[0])
+    G = summed(matrix, rough.V / sigma)
+    values, Q = matrix.comm.bcast(np.linalg.eigh(G) if matrix.comm.rank == 0 else None)
+    # A = (AV/σ)·diag(σ)Vᵀ and (AV/σ)ᵀ(AV/σ) = QΛQᵀ: A has the singular values of Λ^½Qᵀdiag(σ)·Vᵀ.
+    R = np.sqrt(np.maximum(values, 0))[:, None] * Q.T * sigma
+    sigma, Wt = matrix.comm.bcast(np.linalg.svd(R)[1:] if matrix.comm.rank == 0 else None)
+    return Leading(rough.V @ Wt.T, sigma), values[0] > 0.01
 
 
 def leading_of_wide(matrix: Matrix, k: int, enough: Callable[[np.ndarray], int]) -> Leading:

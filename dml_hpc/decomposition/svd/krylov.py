@@ -15,7 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from dml_hpc.decomposition.matrix import Matrix
+from dml_hpc.decomposition.svd.course import Course, kept_rows, put_rows
 from dml_hpc.decomposition.svd.orthonormal import orthonormal, random_block, without
+from dml_hpc.store.state import State
 
 MOST_WIDTH = 48
 """Of a block: so many equal singular values are found for sure, and BLAS is near its best."""
@@ -43,18 +45,35 @@ class Ritz(NamedTuple):
     residuals: np.ndarray
 
 
-def block_krylov(matrix: Matrix, k: int, accuracy: float, start: np.ndarray, most_passes: int, seed: int) -> Ritz:
+def block_krylov(matrix: Matrix, k: int, accuracy: float, start: np.ndarray | None, most_passes: int, seed: int,
+                 course: Course) -> Ritz:
     """Collective: return min(k + `EXTRA`, n) or fewer Ritz vectors whose first ``k`` are as accurate as asked.
 
-    ``start`` (thin, ·) spans what the iteration starts from; ``most_passes`` bounds how often X is read.
+    ``start`` (thin, ·) spans what the iteration starts from, None: that was kept, as ``course`` knows, which is told of
+    every pass but the last. ``most_passes`` bounds how often X is read.
     """
     comm, size = matrix.comm, basis_size(k, matrix.shape[1])
     width = width_of(k, matrix.shape[1])
     wanted = min(k + EXTRA, size)
-    basis = np.empty((len(start), size + width))
+    basis = np.empty((matrix.thin[1] - matrix.thin[0], size + width))
     H = np.zeros((size + width,) * 2)
-    block, done, attempts = orthonormal(matrix, start)[0][:, :size], 0, 0
-    last = matrix.passes + most_passes
+    kept = course.taken("krylov")
+    if kept is not None:
+        done, attempts, last = (kept.values[name] for name in ("done", "attempts", "last"))
+        basis[:, :done], block = kept_rows(kept, matrix, "basis"), kept_rows(kept, matrix, "block")
+        H[:done, :done] = kept.vector("H").reshape(done, done)
+    else:
+        assert start is not None
+        block, done, attempts = orthonormal(matrix, start)[0][:, :size], 0, 0
+        last = matrix.passes + most_passes
+
+    def state() -> State:
+        found = State({"done": done, "attempts": attempts, "last": last})
+        put_rows(found, matrix, "basis", basis[:, :done])
+        put_rows(found, matrix, "block", block)
+        found.put_shared("H", H[:done, :done].ravel(), comm.rank, comm.size)
+        return found
+
     while True:
         stop = done + block.shape[1]
         basis[:, done:stop] = block
@@ -81,11 +100,12 @@ def block_krylov(matrix: Matrix, k: int, accuracy: float, start: np.ndarray, mos
             elif exhausted or converged or matrix.passes >= last:
                 return Ritz(Q @ vectors[:, :wanted], residuals)
             if stop + block.shape[1] > size:
-                kept = min(wanted + width // 2, stop)
-                basis[:, :kept] = Q @ vectors[:, :kept]
-                H[:kept, :kept] = np.diag(values[:kept])
-                stop = kept
+                best = min(wanted + width // 2, stop)
+                basis[:, :best] = Q @ vectors[:, :best]
+                H[:best, :best] = np.diag(values[:best])
+                stop = best
             done = stop
+        course.after_pass("krylov", state)
 
 
 def _ritz(H: np.ndarray, B: np.ndarray | None, done: int,

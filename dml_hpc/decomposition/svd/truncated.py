@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from dml_hpc.decomposition.matrix import Matrix
 from dml_hpc.decomposition.svd import gram
+from dml_hpc.decomposition.svd.course import Course, kept_rows, put_rows
+from dml_hpc.decomposition.svd.gram import Leading, kept_leading
 from dml_hpc.decomposition.svd.incremental import incremental
 from dml_hpc.decomposition.svd.krylov import block_krylov, width_of
 from dml_hpc.decomposition.svd.orthonormal import random_block
 from dml_hpc.decomposition.svd.triplets import Triplets, certified, completed, with_signs
 from dml_hpc.decomposition.svd.tsqr import singular, tsqr
+from dml_hpc.store.state import Kept, State
 
 MOST_PASSES = 300
 FIRST_K = 16
@@ -68,31 +71,48 @@ class Found:
     met: bool
 
 
-def truncated_svd(matrix: Matrix, method: str, wide: bool, wanted: Wanted, seed: int) -> Found:
+def truncated_svd(matrix: Matrix, method: str, wide: bool, wanted: Wanted, seed: int,
+                  course: Course | None = None) -> Found:
     """Collective: return the leading singular triplets of A by ``method``, the same on every rank.
 
     ``method`` and ``wide`` are as `dml_hpc.decomposition.svd.choice` has chosen. V is dealt to ranks as `Matrix` says.
+    ``course``, of ``matrix``, is told after every pass over the data, and knows where to begin; None: nothing is kept.
     Raises `AgreedError` for entries that are no finite numbers.
     """
-    if method == "incremental":
-        return _in_one_pass(matrix, wanted)
-    k = min(FIRST_K, wanted.k) if wanted.open and method == "randomized" else wanted.k
-    start = random_block(matrix, width_of(k, matrix.shape[1]), seed)
+    course = course or Course(matrix)
+    if (kept := course.taken("found")) is not None:
+        found = _found_before(matrix, kept)
+    elif method == "incremental":
+        found = _in_one_pass(matrix, wanted)
+    else:
+        found = _searched(_Search(matrix, method, wide, wanted, seed, course))
+    course.complete("found", lambda: _state_of(matrix, found))
+    return found
+
+
+def _searched(search: _Search) -> Found:
+    """Collective: return as many triplets as are wanted; with a tolerance ever more, until there are enough."""
+    matrix, wanted, course = search.matrix, search.wanted, search.course
+    if "k" in course.at:
+        k, stage = course.at["k"], course.at["stage"]
+        kept = course.taken("before")
+        before = None if kept is None else kept_leading(kept, matrix, search.whole)
+    else:
+        k, stage = min(FIRST_K, wanted.k) if wanted.open and search.method == "randomized" else wanted.k, search.first
+        before = Leading(random_block(matrix, width_of(k, matrix.shape[1]), search.seed), np.empty(0))
     while True:
-        for subspace in _subspaces(matrix, method, wide, k, wanted, start, seed):
-            triplets = certified(matrix, subspace.V).first(subspace.k)
-            if triplets.worst <= wanted.accuracy:
-                break
+        triplets, subspace = search.run(k, stage, before)
         sigma = triplets.singular_values
         enough = wanted.enough(sigma, matrix.squared_norm()) if wanted.open else len(sigma)
         if enough is None and len(sigma) == min(matrix.shape):
             enough = len(sigma)  # there are no more
         if enough is not None or k >= wanted.k:
             break
-        k, start = min(2 * k, wanted.k), triplets.V
-    kept = min(len(sigma), enough or len(sigma))
-    next_value = subspace.values[kept] if kept < len(subspace.values) else subspace.rest
-    return _judged(matrix, triplets.first(kept), next_value, wanted, enough is not None)
+        k, stage, before = min(2 * k, wanted.k), search.first, Leading(np.ascontiguousarray(triplets.V), np.empty(0))
+        search.pause(k, stage, before)
+    kept_count = min(len(sigma), enough or len(sigma))
+    next_value = subspace.values[kept_count] if kept_count < len(subspace.values) else subspace.rest
+    return _judged(matrix, triplets.first(kept_count), next_value, wanted, enough is not None)
 
 
 class _Subspace(NamedTuple):
@@ -107,54 +127,90 @@ class _Subspace(NamedTuple):
     rest: float | None
 
 
-def _subspaces(matrix: Matrix, method: str, wide: bool, k: int, wanted: Wanted, start: np.ndarray,
-               seed: int) -> Iterator[_Subspace]:
-    """Yield ever better subspaces.
+_CLOSER = (1.0, 1.0, 0.1, 0.01)
+"""The accuracy that an iteration aims at in each stage, relative to the one asked for: its estimates of residuals are
+not yet the residuals."""
 
-    First with products in the precision of the data, then in float64, then by what is slower and loses nothing.
+
+class _Search:
+    """The search for ``k`` triplets by one method, in stages, each of which finds a better subspace.
+
+    Stage 0 computes products in the precision of the data, stage 1 in float64, further ones do what is slower and loses
+    nothing. All that a stage needs of what is behind it is what the last one has found. ``whole``: every rank has all
+    rows of that.
     """
-    if method == "randomized":
-        for closer in (1.0, 0.1, 0.01):  # the estimates of an iteration are not yet the residuals
-            while True:
-                precision = matrix.precision
-                ritz = block_krylov(matrix, k, closer * wanted.accuracy, start, MOST_PASSES, seed)
-                start = completed(matrix, ritz.V, k, seed)
-                yield _Subspace(start, k, np.empty(0), None)
-                if precision == np.float64:
-                    break
-                matrix.go_double()
-    elif method == "tsqr":
-        matrix.go_double()
-        sigma, V = singular(matrix, tsqr(matrix), k)
-        yield _chosen(matrix, matrix.dealt(V), sigma, k, wanted)
-    elif wide:
+
+    def __init__(self, matrix: Matrix, method: str, wide: bool, wanted: Wanted, seed: int, course: Course):
+        self.matrix, self.method, self.wide, self.wanted, self.seed, self.course = \
+            matrix, method, wide, wanted, seed, course
+        self.whole = method != "randomized" and not wide
+
+    @property
+    def first(self) -> int:
+        """The stage to begin in."""
+        return int(self.method == "tsqr" or self.matrix.precision == np.float64)
+
+    def run(self, k: int, stage: int, before: Leading | None) -> tuple[Triplets, _Subspace]:
+        """Collective: return triplets that are as accurate as wanted, or from the last stage, and their subspace.
+
+        ``before`` is what the stage begins with, None where the course goes on from its middle.
+        """
+        matrix, course = self.matrix, self.course
         while True:
-            found = gram.leading_of_wide(matrix, k, lambda sigma: _enough(matrix, sigma, k, wanted))
-            some = _enough(matrix, found.singular_values, k, wanted)
-            yield _Subspace(completed(matrix, found.V, some, seed), some, found.singular_values, 0.0)
-            if matrix.precision == np.float64:
-                return
-            matrix.go_double()
-    else:
-        if matrix.precision != np.float64:
-            found = gram.leading(matrix, k)
-            yield _chosen(matrix, matrix.dealt(found.V), found.singular_values, k, wanted)
-            matrix.go_double()
-        found = gram.leading(matrix, None)
-        yield _chosen(matrix, matrix.dealt(found.V), found.singular_values, k, wanted)
-        if matrix.reproducible:  # fixed point has no room for what squares lose
-            if matrix.on_device:
-                matrix.console.say("svd      what squares have lost is found by tsqr, on the CPU")
-            sigma, V = singular(matrix, tsqr(matrix), k)
-            yield _chosen(matrix, matrix.dealt(V), sigma, k, wanted)
-        else:
-            found = gram.refined(matrix, found)
-            yield _chosen(matrix, matrix.dealt(found.V), found.singular_values, k, wanted)
+            course.at = {"k": k, "stage": stage}
+            if stage > 0:
+                matrix.go_double()
+            kept = course.taken("after")
+            if kept is not None:
+                found = kept_leading(kept, matrix, self.whole)
+            else:
+                found = self._find(k, stage, before)
+                course.after_pass("after", partial(found.state, matrix, self.whole))
+            subspace = self._subspace(found, k)
+            triplets = certified(matrix, subspace.V).first(subspace.k)
+            if triplets.worst <= self.wanted.accuracy or self._last(stage):
+                return triplets, subspace
+            stage, before = stage + 1, found
+            self.pause(k, stage, before)
 
+    def pause(self, k: int, stage: int, before: Leading) -> None:
+        """Collective: tell the course that this stage is next."""
+        self.course.at = {"k": k, "stage": stage}
+        self.course.after_pass("before", partial(before.state, self.matrix, self.whole))
 
-def _chosen(matrix: Matrix, V: np.ndarray, sigma: np.ndarray, k: int, wanted: Wanted) -> _Subspace:
-    k = _enough(matrix, sigma, k, wanted)
-    return _Subspace(V[:, :k], k, sigma, 0.0)
+    def _last(self, stage: int) -> bool:
+        if self.method == "randomized":
+            return stage == len(_CLOSER) - 1
+        if self.wide:
+            return self.matrix.precision == np.float64
+        return stage == (1 if self.method == "tsqr" else 2)
+
+    def _find(self, k: int, stage: int, before: Leading | None) -> Leading:
+        """Collective: return what a stage finds. Of ``before`` `randomized` takes the vectors, `refined` all."""
+        matrix = self.matrix
+        if self.method == "randomized":
+            ritz = block_krylov(matrix, k, _CLOSER[stage] * self.wanted.accuracy, None if before is None else before.V,
+                                MOST_PASSES, self.seed, self.course)
+            return Leading(completed(matrix, ritz.V, k, self.seed), np.empty(0))
+        if self.wide:
+            return gram.leading_of_wide(matrix, k, lambda sigma: _enough(matrix, sigma, k, self.wanted))
+        if self.method == "gram" and stage < 2:
+            return gram.leading(matrix, None if stage else k)
+        if self.method == "gram" and not matrix.reproducible:
+            return gram.refined(matrix, before, self.course)
+        if matrix.on_device:
+            matrix.console.say("svd      what squares have lost is found by tsqr, on the CPU")
+        sigma, V = singular(matrix, tsqr(matrix), k)  # fixed point has no room for what squares lose
+        return Leading(V, sigma)
+
+    def _subspace(self, found: Leading, k: int) -> _Subspace:
+        """Collective: return what is to be certified of what a stage has found."""
+        if self.method == "randomized":
+            return _Subspace(found.V, k, found.singular_values, None)
+        sigma, k = found.singular_values, _enough(self.matrix, found.singular_values, k, self.wanted)
+        if self.wide:
+            return _Subspace(completed(self.matrix, found.V, k, self.seed), k, sigma, 0.0)
+        return _Subspace(self.matrix.dealt(found.V)[:, :k], k, sigma, 0.0)
 
 
 def _enough(matrix: Matrix, sigma: np.ndarray, k: int, wanted: Wanted) -> int:
@@ -200,3 +256,23 @@ def _in_one_pass(matrix: Matrix, wanted: Wanted) -> Found:
     bound = math.hypot(found.error_bound, float(sigma[k]) if len(sigma) > k else 0.0)
     return Found(triplets, math.sqrt(found.squared_norm), bound, left_out,
                  enough is not None and triplets.worst <= wanted.accuracy)
+
+
+def _state_of(matrix: Matrix, found: Found) -> State:
+    """Return all of ``found``, in a state."""
+    triplets, comm = found.triplets, matrix.comm
+    state = State({name: getattr(found, name) for name in _JUDGED})
+    put_rows(state, matrix, "V", triplets.V)
+    for name in _FIGURES:
+        state.put_shared(name, getattr(triplets, name), comm.rank, comm.size)
+    return state
+
+
+def _found_before(matrix: Matrix, kept: Kept) -> Found:
+    """Return what `_state_of` told."""
+    figures = {name: kept.vector(name) for name in _FIGURES}
+    return Found(Triplets(V=kept_rows(kept, matrix, "V"), **figures), **{name: kept.values[name] for name in _JUDGED})
+
+
+_JUDGED = ("norm", "error_bound", "remainder", "met")
+_FIGURES = ("singular_values", "relative_residuals", "left_residuals")

@@ -27,7 +27,10 @@ class DeviceObjective(ABC):
     (uint16), or a `Csr` whose three arrays are the device's; y and weight have the parameters' dtype; its ``rows`` may
     be None: all rows in their order, which saves reading their numbers. ``loss`` is (1,) float64. Calls queue work,
     which is done in the device's stream, so arrays that were given may be changed by work that is queued later.
+    Where it is ``capturable``, `Device.capture` may be given calls of `loss_and_gradient`.
     """
+
+    capturable = False
 
     def __init__(self, objective: Objective, device: Device):
         self.objective, self.device = objective, device

@@ -20,6 +20,7 @@ class DeviceLinear(DeviceObjective):
     """
 
     objective: LinearScore
+    capturable = True
 
     def __init__(self, objective: LinearScore, device: Device):
         super().__init__(objective, device)
@@ -29,7 +30,7 @@ class DeviceLinear(DeviceObjective):
         X, which, delta = part.X, self.objective.loss, self.objective.delta
         if isinstance(X, Csr):
             glm_sparse.loss_and_gradient(self.device, which, delta, X.data, X.indices, X.indptr, part.y, part.weight,
-                                         part.rows, parameters, gradient, loss)
+                                         part.rows, parameters, gradient, loss, X.long_entries)
         else:
             glm.loss_and_gradient(self.device, which, delta, X, part.y, part.weight, part.rows, parameters, gradient,
                                   loss)
@@ -40,7 +41,8 @@ class DeviceLinear(DeviceObjective):
         X, which, delta = part.X, self.objective.loss, self.objective.delta
         if isinstance(X, Csr):
             glm_sparse.fixed_point_gradient(self.device, which, delta, X.data, X.indices, X.indptr, part.y, part.weight,
-                                            part.rows, parameters, scale, per_unit, per_loss_unit, out)
+                                            part.rows, parameters, scale, per_unit, per_loss_unit, out,
+                                            X.long_entries)
         else:
             glm.fixed_point_gradient(self.device, which, delta, X, part.y, part.weight, part.rows, parameters, shift,
                                      scale, per_unit, per_loss_unit, out)
@@ -50,14 +52,14 @@ class DeviceLinear(DeviceObjective):
         X, which, delta = part.X, self.objective.loss, self.objective.delta
         if isinstance(X, Csr):
             glm_sparse.summed_loss(self.device, which, delta, X.data, X.indices, X.indptr, part.y, part.weight,
-                                   part.rows, parameters, loss)
+                                   part.rows, parameters, loss, X.long_entries)
         else:
             glm.summed_loss(self.device, which, delta, X, part.y, part.weight, part.rows, parameters, loss)
 
     def scores(self, layers: Layers, X: Array | Csr, parameters: Array, out: Array) -> None:
         """See `DeviceObjective.scores`."""
         if isinstance(X, Csr):
-            glm_sparse.scores(self.device, X.data, X.indices, X.indptr, parameters, out[:, 0])
+            glm_sparse.scores(self.device, X.data, X.indices, X.indptr, parameters, out[:, 0], X.long_entries)
         else:
             glm.scores(self.device, X, parameters, out[:, 0])
 

@@ -24,7 +24,8 @@ class DeviceNetwork(DeviceObjective):
     """Takes rows through the network a chunk at a time, in buffers that stay.
 
     The same parts give the same sums, but for those of sparse rows' first layer, which are added up in the order in
-    which they arrive. `Network.needed` and `Network.finished` are not called.
+    which they arrive. `Network.needed` and `Network.finished` are not called. It is not ``capturable``, as
+    CuPy refuses to capture the vendor's matrix products.
     """
 
     def __init__(self, objective: Network, device: Device):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from dml_hpc.device import Array, Device
 
 
@@ -41,3 +43,19 @@ class DeviceSequential:
 
             glm_sparse.settle(self.device, self.parameters, self._biases, self.seen, self.worth)
         return self.parameters
+
+    def kept(self) -> dict[str, np.ndarray]:
+        """See `dml_hpc.objectives.sequential.Sequential.kept`: copies, the host's."""
+        get = self.device.get
+        found = {"parameters": get(self.parameters), "form": np.array([*get(self.worth), self._biases])}
+        return found if self.seen is None else {**found, "seen": get(self.seen)}
+
+    def go_on(self, kept: dict[str, np.ndarray]) -> None:
+        """See `dml_hpc.objectives.sequential.Sequential.go_on`."""
+        put, form = self.device.put, kept["form"]
+        if form[2]:
+            self.hold(int(form[2]))
+        put(kept["parameters"], self.parameters)
+        put(form[:2], self.worth)
+        if self.seen is not None:
+            put(kept.get("seen", np.zeros(self.seen.size)), self.seen)

@@ -1,0 +1,1 @@
+"""Batch jobs of Slurm: scripts made from templates, checked against the cluster, submitted and followed."""

@@ -1,0 +1,73 @@
+"""Jobs of a real Slurm: submitted, and ended after the test; without a Slurm the tests are skipped."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from slurm_support import BESIDE, JOB_SETTINGS, LONG, TEMPLATES, Job
+
+
+def _answers() -> bool:
+    try:
+        return subprocess.run(["sinfo", "-h"], capture_output=True, timeout=30).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="session", autouse=True)
+def slurm() -> None:
+    """Skip unless a Slurm answers."""
+    if not _answers():
+        pytest.skip("no Slurm answers here; try scripts/local_slurm.sh 4 --gpus 2 -- python -m pytest tests/slurm")
+
+
+Submit = Callable[..., Job]
+
+
+@pytest.fixture
+def submit(tmp_path: Path) -> Iterator[Submit]:
+    """Return ``submit(template, *arguments, options=(), **environment)``, which returns the `Job`.
+
+    It is submitted from the test's own folder, with the MPI of this Python, and ended with the test.
+    """
+    jobs: list[Job] = []
+
+    def start(template: str, *arguments: object, options: tuple[str, ...] = (), **environment: str) -> Job:
+        env = {**os.environ, **JOB_SETTINGS, **environment}
+        done = subprocess.run(["sbatch", "--parsable", *options, str(TEMPLATES / template), *map(str, arguments)],
+                              cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        jobs.append(Job(done.stdout.strip(), tmp_path))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        subprocess.run(["scancel", "--quiet", job.number], timeout=60)
+        job.wait_until(job.has_ended, "its end")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of 150,000 × 64, whose steps take their time without any waiting for other nodes."""
+    folder = tmp_path_factory.mktemp("data") / "small"
+    _dml_hpc("data", "synth", "binary", "-o", folder, "--rows", 150_000, "--features", 64, "--shards", 4)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digest of the weights that one process, which nobody disturbs, ends with under `LONG`."""
+    output = tmp_path_factory.mktemp("undisturbed") / "model.h5"
+    return json.loads(_dml_hpc("train", data, "-o", output, *LONG, "--json"))["weights_digest"]
+
+
+def _dml_hpc(*arguments: object) -> str:
+    done = subprocess.run([BESIDE / "dml-hpc", *map(str, arguments)], capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
