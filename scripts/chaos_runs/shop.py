@@ -128,7 +128,8 @@ class Shop:
         named = rf"rank {stopped_rank} (does not answer|has not arrived|of .* is stopped)"
         if stopped_rank is not None and not re.search(named, ended.err):
             case.fault(f"the stopped rank {stopped_rank} was not named", ended)
-        elif "dml-hpc: " not in ended.err and not (orphaned and re.search(LAUNCHERS_WORDS, ended.err)):
+        elif "dml-hpc: " not in ended.err and not (
+                orphaned and re.search(LAUNCHERS_WORDS, ended.err + ended.out)):
             case.fault("nothing says why it ended", ended)
 
     def check_result(self, case: Case, job: Job, ended: Ended) -> bool:
