@@ -28,8 +28,7 @@ def killed(shop: Shop, rng: Random, number: int) -> Case:
                      "algorithm": job.algorithm, "moment": moment, "how": how, "rank": strike.rank,
                      "place": strike.place, "call": strike.call, "delay_s": round(strike.delay_s, 4)}
         ended = run(job, [strike])
-        shop.check_death(case, job, ended, strike.rank if how == "stop" else None,
-                         how == "supervisor" and moment == "start-up")
+        shop.check_death(case, job, ended, strike.rank, how, orphaned=moment == "start-up")
         job.model.unlink(missing_ok=True)
         ranks, launcher, reducer = rng.randint(1, 4), rng.choice(shop.launchers), rng.choice(REDUCERS)
         case.what["resumed on"] = f"{launcher.name}, {ranks} ranks, {reducer}"

@@ -89,7 +89,7 @@ def killed_writing(shop: Shop, rng: Random, job: Job, case: Case) -> None:
     """A rank dies while it writes a checkpoint: the part of it does no harm, and is tidied away."""
     strike = drawn(rng, "0", "checkpoint", job.algorithm, "kill", job.ranks, STEPS[job.algorithm])
     case.what["place"] = strike.place
-    shop.check_death(case, job, run(job, [strike]), None)
+    shop.check_death(case, job, run(job, [strike]))
     job.model.unlink(missing_ok=True)
     shop.check_resumed(case, job.again(ranks=rng.randint(1, 4)), newest_step(job.checkpoints))
     left = [path.name for path in job.checkpoints.glob(".*") if path.name != lock.NAME]
@@ -177,7 +177,7 @@ def files(shop: Shop, rng: Random, number: int) -> Case:
 def _kill_late(shop: Shop, rng: Random, job: Job, case: Case) -> None:
     """Have a run die when it has some checkpoints."""
     strike = Strike("0", rng.randrange(job.ranks), _BEGIN, "kill", rng.randint(4, 9))
-    shop.check_death(case, job, run(job, [strike]), None)
+    shop.check_death(case, job, run(job, [strike]))
     job.model.unlink(missing_ok=True)
 
 
@@ -190,7 +190,7 @@ def _ends_well_or_names(shop: Shop, case: Case, job: Job, ended: Ended, name: st
     if ended.code == 0:
         shop.check_result(case, job, ended)
     else:
-        shop.check_death(case, job, ended, None)
+        shop.check_death(case, job, ended)
         if name not in ended.err and "SIGBUS" not in ended.err:
             case.fault(f"{name} is not named", ended)
     job.model.unlink(missing_ok=True)

@@ -105,12 +105,13 @@ class Shop:
                 shutil.rmtree(folder)
             return self._references[key]
 
-    def check_death(self, case: Case, job: Job, ended: Ended, stopped_rank: int | None,
+    def check_death(self, case: Case, job: Job, ended: Ended, rank: int = 0, how: str = "",
                     orphaned: bool = False) -> None:
-        """Check a job one of whose ranks was struck, so that it is to end: in time, in words, without a model.
+        """Check a job whose ``rank`` was struck, so that it is to end: in time, in words, without a model.
 
-        ``stopped_rank`` is a rank that is alive but stuck, which is to be named. An ``orphaned`` one lost the process
-        that speaks for it before MPI had started: then only the launcher may know.
+        One that is stopped, alive but stuck, is to be named. One that lost the process which speaks for it may be named
+        by the launcher instead; where it was ``orphaned`` before MPI had started, the launcher may know no more than
+        that a process was killed.
         """
         self._check_any(case, ended)
         if not ended.strikes:
@@ -125,12 +126,16 @@ class Shop:
         if job.model.exists():
             case.wrong_model = True
             case.fault("it failed and left a model", ended)
-        named = rf"rank {stopped_rank} (does not answer|has not arrived|of .* is stopped)"
-        if stopped_rank is not None and not re.search(named, ended.err):
-            case.fault(f"the stopped rank {stopped_rank} was not named", ended)
-        elif "dml-hpc: " not in ended.err and not (
-                orphaned and re.search(LAUNCHERS_WORDS, ended.err + ended.out)):
+        named = rf"rank {rank} (does not answer|has not arrived|of .* is stopped)"
+        if how == "stop" and not re.search(named, ended.err):
+            case.fault(f"the stopped rank {rank} was not named", ended)
+        elif "dml-hpc: " not in ended.err and not (how == "supervisor" and self._launcher_told(ended, rank, orphaned)):
             case.fault("nothing says why it ended", ended)
+
+    @staticmethod
+    def _launcher_told(ended: Ended, rank: int, orphaned: bool) -> bool:
+        named = rf"process rank {rank} .*exited on\s+signal 9"
+        return re.search(LAUNCHERS_WORDS if orphaned else named, ended.err + ended.out) is not None
 
     def check_result(self, case: Case, job: Job, ended: Ended) -> bool:
         """Check a job that is to end well: with the digest of the undisturbed one. Returns whether it did."""

@@ -50,7 +50,7 @@ def test_a_hang_is_noticed_and_ended(shop: Shop) -> None:
     case = Case("kills", 0)
     with shop.job(Random(0), algorithm="sync", ranks=2) as job:
         ended = run(replace(job, steps=10**8), limit_s=3)
-        shop.check_death(case, job, ended, None)
+        shop.check_death(case, job, ended)
         assert case.hung
         assert "most recent call first" in ended.err, "it does not say where"
         assert marked(str(job.folder)) == []
@@ -67,7 +67,7 @@ def test_another_model_and_a_death_in_silence_are_noticed(shop: Shop) -> None:
         assert case.wrong_model
         silent = Case("kills", 1)
         ended.code, ended.strikes, ended.err = 1, [ended.began], ""
-        shop.check_death(silent, job, ended, None)
+        shop.check_death(silent, job, ended)
         assert silent.wrong_model
         assert "nothing says why it ended" in silent.faults
 
