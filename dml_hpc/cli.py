@@ -30,7 +30,7 @@ from dml_hpc.parameters import (
     arguments_of,
 )
 from dml_hpc.trainers import ALGORITHMS, EXCHANGES, WEIGHTINGS
-from dml_hpc.verb import RanksVerb, SharedVerb, Verb, option, run
+from dml_hpc.verb import LongVerb, RanksVerb, SharedVerb, Verb, option, run
 
 PATH = click.Path(path_type=Path)
 POSITIVE = click.IntRange(min=1)
@@ -345,7 +345,7 @@ def options(*groups: tuple[Any, ...]) -> Any:
     return add
 
 
-@root.command(cls=RanksVerb)
+@root.command(cls=LongVerb)
 @data_argument
 @x_key
 @y_key
@@ -413,7 +413,7 @@ def predict(comm: Any, console: Any, **arguments: Any) -> Any:
     return predict.run(comm, console, **arguments)
 
 
-@root.command(cls=RanksVerb)
+@root.command(cls=LongVerb)
 @data_argument
 @x_key
 @output
