@@ -600,6 +600,19 @@ def report(console: Any, **arguments: Any) -> Any:
     return report.run(console, **arguments)
 
 
+@root.command(cls=Verb)
+@click.argument("watched", type=PATH, metavar="RECORD")
+@option("--once", is_flag=True, help="Show it as it is now, and end.")
+def top(console: Any, **arguments: Any) -> Any:
+    """Watch the run that was started with --record RECORD: how far it is, its loss, what each rank does.
+
+    Until the run ends; q leaves before. Where stdout is no terminal, it is shown once.
+    """
+    from dml_hpc.commands import top
+
+    return top.run(console, **arguments)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     return run(root, arguments)

@@ -72,7 +72,8 @@ def run(comm: Intracomm, console: Console, sizes: Sequence[int], reducers: Seque
     results = rows(measured, ["mpi", *(other.name for other in others)], comm.size, n_nodes, between)
     outcome: dict[str, Any] = {
         "results": results, "models": models(results, comm.size, n_nodes, fan_in),
-        "wire": wires(within, between, links), **places(comm, nodes), "dtypes": list(dict.fromkeys(dtypes)), "repeats": repeats, "fan_in": fan_in}
+        "wire": wires(within, between, links), **places(comm, nodes),
+        "dtypes": list(dict.fromkeys(dtypes)), "repeats": repeats, "fan_in": fan_in}
     show(console, outcome, comm.size)
     _say_left_out(console, contestants, outcome["dtypes"], absent)
     if plot is not None:
