@@ -69,12 +69,11 @@ def _watch(console: Console, live_file: Path, live: dict[str, Any]) -> tuple[dic
             gone = is_gone(live)
             width, height = _size()
             lines = screen(live, _quiet_s(live), gone, width, height - 1, colour)
-            sys.stdout.write("\x1b[H" + "".join(f"{line}\x1b[K\r\n" for line in [*lines, "q leaves"][:height - 1])
+            sys.stdout.write("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in [*lines, "q leaves"][:height - 1])
                              + "\x1b[J")
             sys.stdout.flush()
             if gone or live.get("state") == FAILED:
-                latest = read_live(live_file)
-                return (live if latest is not None else None), False
+                return (live if _latest(live_file) is not None else None), False
             if keyboard is None:
                 time.sleep(EVERY_S)
             elif select.select([keyboard], [], [], EVERY_S)[0]:
@@ -83,10 +82,19 @@ def _watch(console: Console, live_file: Path, live: dict[str, Any]) -> tuple[dic
                     return live, True
                 if not typed:  # nobody is there any more
                     keyboard = None
-            latest = read_live(live_file)
+            latest = _latest(live_file)
             if latest is None:
                 return None, False
             live = latest
+
+
+def _latest(live_file: Path) -> dict[str, Any] | None:
+    """Return what the live file says now, None: it is gone. On NFS one that was just replaced may seem so once."""
+    latest = read_live(live_file)
+    if latest is None:
+        time.sleep(EVERY_S / 5)
+        latest = read_live(live_file)
+    return latest
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from itertools import pairwise
@@ -16,9 +17,7 @@ _BLOCKS = dict(zip(PHASES, "▓█▒░", strict=True))
 _COLOURS = dict(zip(PHASES, (178, 35, 33, 240), strict=True))
 """Of a terminal's 256: what is at work is bright, who waits is grey."""
 _LEVELS = "▁▂▃▄▅▆▇█"
-_LEAST_WIDTH, _BAR, _CURVE = 40, 30, 32
-_HEADINGS = 5
-"""Lines above those of the ranks."""
+_BAR, _CURVE = 30, 32
 
 
 def screen(live: Record, quiet_s: float, gone: bool, width: int = 100, height: int | None = None,
@@ -28,7 +27,6 @@ def screen(live: Record, quiet_s: float, gone: bool, width: int = 100, height: i
     ``quiet_s``: so long ago it was written; ``gone``: who wrote it has died. The busiest ranks come first, for whom
     the others wait. What stands in the file is not to be trusted.
     """
-    width = max(width, _LEAST_WIDTH)
     lines = [_title(live), _progress(live, width), _figures(live), *_troubles(live, quiet_s, gone)]
     ranks = _ranks(live)
     if ranks:
@@ -39,7 +37,7 @@ def screen(live: Record, quiet_s: float, gone: bool, width: int = 100, height: i
         if room < len(ranks):
             lines.append(f"      and {count(len(ranks) - room, 'rank')} less busy")
     shown = lines if height is None else lines[:height]
-    return [line if "\x1b" in line else line[:width] for line in shown]
+    return [_cut(line, width) for line in shown]
 
 
 def ended(record: Record) -> str:
@@ -154,6 +152,17 @@ def sparkline(values: Sequence[float], most: int = _CURVE) -> str:
     low, high = min(values), max(values)
     top = len(_LEVELS) - 1
     return "".join(_LEVELS[round((value - low) / (high - low) * top) if high > low else 0] for value in values)
+
+
+def _cut(line: str, width: int) -> str:
+    """Return what a terminal shows in ``width`` columns; colours take none."""
+    if len(line) <= width:
+        return line
+    kept, room = "", width
+    for part in re.split(r"(\x1b\[[\d;]*m)", line):
+        kept += part if part.startswith("\x1b") else part[:room]
+        room -= 0 if part.startswith("\x1b") else min(len(part), room)
+    return kept
 
 
 def _painted(text: str, phase: str, colour: bool) -> str:
