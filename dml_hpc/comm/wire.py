@@ -22,8 +22,8 @@ LEAST_TURNS, MOST_TURNS = 5, 201
 ENOUGH_S = 0.05
 """A pair plays no longer than this with messages of one size, or `LEAST_TURNS` turns."""
 QUICK_BYTES = (64 << 10, 1 << 20, 8 << 20)
-QUICK_S, QUICK_TURNS = 0.005, 12
-"""So long, or so often, when there is little time; `LEAST_TURNS` on any wire."""
+QUICK = 3, 0.005, 12
+"""So many turns at least, so many seconds, so many turns at most, when there is little time."""
 CLEAR_S = 1e-3
 """What takes so long is told well enough from what noise adds."""
 
@@ -53,7 +53,7 @@ def measure(comm: Intracomm, nodes: Sequence[int]) -> list[Link]:
     link or a memory. There is none on one rank.
     """
     def play(comm: Intracomm, other: int, leads: bool) -> tuple[float, float]:
-        small_s, large_s = (float(np.median(_turns(comm, other, leads, n, ENOUGH_S, MOST_TURNS) or 0.0))
+        small_s, large_s = (float(np.median(_turns(comm, other, leads, n, LEAST_TURNS, ENOUGH_S, MOST_TURNS) or 0.0))
                             for n in (SMALL_BYTES, LARGE_BYTES))
         return small_s, max(large_s - small_s, 0.0) / (LARGE_BYTES - SMALL_BYTES)
 
@@ -98,11 +98,13 @@ def _links(comm: Intracomm, nodes: Sequence[int],
 
 def _quick_game(comm: Intracomm, other: int, leads: bool) -> tuple[float, float]:
     """Return α and β of the link to ``other``, by messages that grow while one takes less than `CLEAR_S`."""
-    small_s = min(_turns(comm, other, leads, SMALL_BYTES, QUICK_S, QUICK_TURNS), default=0.0)
+    small_s = min(_turns(comm, other, leads, SMALL_BYTES, *QUICK), default=0.0)
     beta = 0.0
     for n_bytes in QUICK_BYTES:
-        large_s = min(_turns(comm, other, leads, n_bytes, QUICK_S, QUICK_TURNS), default=0.0)
-        beta = max(large_s - small_s, 0.0) / (n_bytes - SMALL_BYTES)
+        large_s = min(_turns(comm, other, leads, n_bytes, *QUICK), default=0.0)
+        # Where a small message took longer than a large one, other work on the cores held it up.
+        beta = (large_s - small_s) / (n_bytes - SMALL_BYTES) if large_s > small_s else large_s / n_bytes
+        small_s = min(small_s, large_s)
         goes_on = np.array([large_s < CLEAR_S], np.uint8)
         with waiting("a message", counted=False):
             if leads:  # only its clock counts
@@ -132,10 +134,11 @@ def phases(pairs: Sequence[tuple[int, int]], nodes: Sequence[int]) -> list[list[
     return divided
 
 
-def _turns(comm: Intracomm, other: int, leads: bool, n_bytes: int, enough_s: float, most: int) -> list[float]:
-    """Send ``n_bytes`` to and fro, for ``enough_s`` or ``most`` turns; return the leader's halves of turns, in seconds.
+def _turns(comm: Intracomm, other: int, leads: bool, n_bytes: int, least: int, enough_s: float,
+           most: int) -> list[float]:
+    """Send ``n_bytes`` to and fro, ``least`` turns or more until ``enough_s`` or ``most`` are over.
 
-    Who follows has none.
+    Returns the leader's halves of turns, in seconds; who follows has none.
     """
     message = np.zeros(n_bytes, np.uint8)
     send, receive = comm.Send_init(message, other), comm.Recv_init(message, other)
@@ -146,7 +149,7 @@ def _turns(comm: Intracomm, other: int, leads: bool, n_bytes: int, enough_s: flo
         while message[0]:
             if leads:
                 started = time.perf_counter()
-                message[0] = len(turns) + 1 < LEAST_TURNS or (started < until and len(turns) + 1 < most)
+                message[0] = len(turns) + 1 < least or (started < until and len(turns) + 1 < most)
                 send.Start()
                 send.Wait()
                 receive.Start()

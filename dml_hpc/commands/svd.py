@@ -113,7 +113,7 @@ def run(comm: Intracomm, console: Console, data: Sequence[Path], x_key: str | No
     with keeping.saving(comm, console, about, kept) as saving, Grid(comm, choice.grid) as ranks, Matrix(
             ranks, dataset, reducing.opener(console, allreduce, tuning=tuning), clock, console, shift, divisor,
             None if free else most_bytes, reproducible, gpu, sharers) as matrix:
-        saving.gauges.append(_Tracing(trace))
+        saving.gauges.append(_Tracing(trace, matrix.rows[1] - matrix.rows[0]))
         saving.watch(0 if kept is None else kept.part("loop").values["step"], None, dict, clock.so_far)
         course = Course(matrix, saving, {"method": choice.method, "wide": choice.wide})
         found = truncated_svd(matrix, choice.method, choice.wide, wanted, seed, course)
@@ -161,15 +161,16 @@ def run(comm: Intracomm, console: Console, data: Sequence[Path], x_key: str | No
 class _Tracing:
     """Has a point of the trace written down when ranks meet (`dml_hpc.store.saving.Gauge`): after passes."""
 
-    def __init__(self, trace: Trace):
-        self._trace = trace
+    def __init__(self, trace: Trace, rows: int):
+        self._trace, self._rows = trace, rows
 
     def own(self) -> list[float]:
-        """Nothing is told to others."""
+        """Return nothing: the others need not know."""
         return []
 
     def met(self, step: int, table: np.ndarray) -> None:
-        """After ``step`` passes."""
+        """Write down that this rank has gone ``step`` times through its rows."""
+        self._trace.examples = step * self._rows
         self._trace.point()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from dml_hpc.reports.quantities import Record, count, number, whole
+from dml_hpc.reports.quantities import Record, count, duration, number, whole
 from dml_hpc.reports.runs import PHASES
 
 QUIET_S = 10.0
@@ -47,7 +47,7 @@ def ended(record: Record) -> str:
         parts.append(count(steps, "step" if "steps" in record else "pass") if steps == 1 else
                      f"{steps:,} {'steps' if 'steps' in record else 'passes'}")
     if (seconds := number(record.get("work_s") or record.get("seconds"))) is not None:
-        parts.append(_clock(seconds))
+        parts.append(duration(seconds) if seconds < 60 else _clock(seconds))
     if (loss := number(record.get("loss"))) is not None:
         parts.append(f"loss {loss:.5g}")
     if (rate := number(record.get("examples_per_s"))) is not None:

@@ -61,8 +61,10 @@ class Live:
         self._written_s = -math.inf
 
     def begin(self, comm: Intracomm, step: int, steps: int | None, look: Callable[[], dict[str, Any]],
-              spent: Callable[[], list[float]]) -> None:
+              spent: Callable[[], list[float]], again: bool = False) -> None:
         """Collective: the run goes on from ``step`` of ``steps`` (None: nobody knows).
+
+        ``again``: survivors of this run begin it anew, and what stands there is their own.
 
         ``look()`` returns ``epoch``, ``loss`` and ``examples`` (since `begin`, of all ranks; None: there are none),
         ``spent()`` this rank's seconds of each of `PHASES` and of collectives not divided into the last two yet.
@@ -72,7 +74,7 @@ class Live:
         self._from_step, self._began_s = step, time.monotonic()
         if comm.rank > 0 or hosts is None:
             return
-        self._writes = self._thread is not None or not _of_another(self.path)
+        self._writes = again or not _of_another(self.path)
         if not self._writes:
             return
         if self._thread is None:

@@ -114,7 +114,8 @@ class Saving:
               spent: Callable[[], list[float]]) -> None:
         """Collective: keep the live file, where one is wanted, of a run from ``step`` on: see `Live.begin`."""
         if self._live is not None:
-            self._live.begin(self._comm, step, steps, look, spent)
+            again = self._memory is not None and len(self._memory.ranks) > 1
+            self._live.begin(self._comm, step, steps, look, spent, again)
             self.gauges.append(self._live)
 
     def after(self, step: int, state: Callable[[], State]) -> None:

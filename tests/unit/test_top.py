@@ -95,7 +95,7 @@ def test_the_last_line_of_a_run():
                   "examples_per_s": 748_000.4}) == (
         "finished train: 2 ranks, 58,800 steps, 1 min 20 s, loss 0.03125, 748,000 examples/s")
     assert ended({"command": "svd", "ranks": 1, "passes_over_data": 7, "work_s": 3.0}) == (
-        "finished svd: 1 rank, 7 passes, 3 s")
+        "finished svd: 1 rank, 7 passes, 3.00 s")
 
 
 RECORD = {"command": "train", "ranks": 2, "seconds": 3.0, "work_s": 2.0, "steps": 10, "loss": 0.5,
@@ -121,7 +121,7 @@ def test_without_a_terminal_it_is_shown_once(tmp_path, capsys):
     (tmp_path / "runs.jsonl.live").unlink()
     record.write_text(json.dumps(RECORD) + "\n")
     code, out, _ = top(record)
-    assert code == 0 and out.startswith("finished train: 2 ranks, 10 steps, 2 s, loss 0.5\n")
+    assert code == 0 and out.startswith("finished train: 2 ranks, 10 steps, 2.00 s, loss 0.5\n")
     assert "Measured at 2 ranks only" in out
     assert json.loads(top(record, "--json")[1])["record"] == RECORD
 
