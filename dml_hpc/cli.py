@@ -30,7 +30,7 @@ from dml_hpc.parameters import (
     arguments_of,
 )
 from dml_hpc.trainers import ALGORITHMS, EXCHANGES, WEIGHTINGS
-from dml_hpc.verb import RanksVerb, SharedVerb, Verb, option, run
+from dml_hpc.verb import LongVerb, RanksVerb, SharedVerb, Verb, option, run
 
 PATH = click.Path(path_type=Path)
 POSITIVE = click.IntRange(min=1)
@@ -345,7 +345,7 @@ def options(*groups: tuple[Any, ...]) -> Any:
     return add
 
 
-@root.command(cls=RanksVerb)
+@root.command(cls=LongVerb)
 @data_argument
 @x_key
 @y_key
@@ -413,7 +413,7 @@ def predict(comm: Any, console: Any, **arguments: Any) -> Any:
     return predict.run(comm, console, **arguments)
 
 
-@root.command(cls=RanksVerb)
+@root.command(cls=LongVerb)
 @data_argument
 @x_key
 @output
@@ -598,6 +598,19 @@ def report(console: Any, **arguments: Any) -> Any:
     from dml_hpc.commands import report
 
     return report.run(console, **arguments)
+
+
+@root.command(cls=Verb)
+@click.argument("watched", type=PATH, metavar="RECORD")
+@option("--once", is_flag=True, help="Show it as it is now, and end.")
+def top(console: Any, **arguments: Any) -> Any:
+    """Watch the run that was started with --record RECORD: how far it is, its loss, what each rank does.
+
+    Until the run ends; q leaves before. Where stdout is no terminal, it is shown once.
+    """
+    from dml_hpc.commands import top
+
+    return top.run(console, **arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -68,3 +68,11 @@ def _spoken() -> set[str]:
     except (OSError, subprocess.TimeoutExpired):
         return set()
     return set(re.findall(r"[\w-]+", done.stdout + done.stderr))  # some versions answer on stderr
+
+
+_SHORT = (("Open MPI", "openmpi"), ("MPICH", "mpich"), ("srun", "srun"))
+
+
+def launcher_name(place: Launch) -> str | None:
+    """Return what started the ranks in a word for a record: openmpi, mpich or srun; None: nothing did."""
+    return next((word for begins, word in _SHORT if place.launcher.startswith(begins)), None)

@@ -25,6 +25,8 @@ from dml_hpc.watch import DEFAULT_DEADLINE_S
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
+    from dml_hpc.store.live import Live
+
 Result = dict[str, Any]
 
 
@@ -154,6 +156,10 @@ class Verb(click.Command):
         if launch().rank == 0 and record is not None:  # the rank that will write it
             _check_record(record)
 
+        live = self._live(record, verb, started)
+        if live is not None:
+            ctx.params["live"] = live
+
         def finish(result: Result, rank: int, size: int) -> int:
             code = result.pop("exit_code", EXIT_OK)
             if rank == 0:
@@ -163,11 +169,17 @@ class Verb(click.Command):
                     from dml_hpc.reports.records import append_record
 
                     append_record(record, entry, sys.argv[1:], started)
+                if live is not None:
+                    live.remove()
                 if as_json:
                     print(json.dumps(entry, allow_nan=False), flush=True)
             return code
 
         return self.callback, finish, {"json": as_json, "progress": progress}
+
+    def _live(self, record: Path | None, verb: str, started: float) -> Live | None:
+        """Return the live file of a run, None: it has none."""
+        return None
 
 
 class RanksVerb(Verb):
@@ -195,11 +207,31 @@ class RanksVerb(Verb):
             least_ranks = least_ranks or 1
             ctx.params["memory"] = Memory()
 
+        live = ctx.params.get("live")
+
         def body(comm: Intracomm) -> int:
-            result = callback(comm, Console(rank=comm.rank, **arguments), **ctx.params)
-            return finish(result, comm.rank, comm.size)
+            try:
+                result = callback(comm, Console(rank=comm.rank, **arguments), **ctx.params)
+                return finish(result, comm.rank, comm.size)
+            except BaseException as error:
+                if live is not None:
+                    live.fail(error)
+                raise
 
         return guarded(body, ctx.params.pop("deadline"), least_ranks=least_ranks)
+
+
+class LongVerb(RanksVerb):
+    """A verb whose run takes long: its callback takes ``live`` and ``probe`` too. With --record it can be watched."""
+
+    common = (*RanksVerb.common, option(
+        "--probe", is_flag=True, help="At the end measure the wire between neighbouring ranks, for the report: it "
+        "names narrow links. Takes about a second."))
+
+    def _live(self, record: Path | None, verb: str, started: float) -> Live | None:
+        from dml_hpc.store.live import Live
+
+        return None if record is None else Live(record, verb, sys.argv[1:], started)
 
 
 class SharedVerb(RanksVerb):

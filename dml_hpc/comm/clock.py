@@ -84,6 +84,10 @@ class Clock:
                 self._span("communicate", end - part, end)
         self._met = 0
 
+    def so_far(self) -> list[float]:
+        """Return the seconds of each of `PHASES`, and those of collectives that `settle` has not divided yet."""
+        return [*self.seconds.values(), float(self._meetings[:self._met].sum())]
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the block's time as ``name``."""

@@ -45,3 +45,11 @@ def _cores(text: str) -> set[int]:
         if first:
             cores.update(range(int(first), int(last or first) + 1))
     return cores
+
+
+def nodes_of(comm: Intracomm) -> list[int]:
+    """Collective: return the node of each rank, as the lowest rank on it."""
+    node = node_of(comm)
+    lowest = min(node.allgather(comm.rank))
+    node.Free()
+    return comm.allgather(lowest)

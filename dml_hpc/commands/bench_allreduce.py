@@ -17,9 +17,10 @@ from dml_hpc.comm import ALLREDUCES, COMPRESSIONS, REDUCERS
 from dml_hpc.comm.addends import Addends, differing
 from dml_hpc.comm.elements import DTYPES, storage
 from dml_hpc.comm.reducer import Reducer
-from dml_hpc.comm.topology import node_of
-from dml_hpc.comm.wire import measure
+from dml_hpc.comm.topology import node_of, nodes_of
+from dml_hpc.comm.wire import measure, worst
 from dml_hpc.commands.contestants import Contestant, own, peers
+from dml_hpc.commands.whereabouts import places
 from dml_hpc.errors import EXIT_JOB, UserError, did_you_mean
 from dml_hpc.files import check_output, replaced_file
 from dml_hpc.memory import free_bytes
@@ -58,19 +59,21 @@ def run(comm: Intracomm, console: Console, sizes: Sequence[int], reducers: Seque
         _check(sizes, reducers, dtypes, compressions, repeats, fan_in)
         if plot is not None and comm.rank == 0:
             _check_plot(plot, overwrite, sizes)
-    nodes = _nodes(comm)
+    nodes = nodes_of(comm)
     n_nodes = len(set(nodes))
     contestants = own(list(dict.fromkeys(reducers)), list(dict.fromkeys(compressions)))
     with ExitStack() as opened:
         others, absent = peers(comm, n_nodes, opened) if with_peers else ([], [])
         contestants = list(dict.fromkeys([*contestants, *others]))
         _check_memory(comm, max(sizes), contestants)
-        within, between = measure(comm, nodes)
+        links = measure(comm, nodes)
         measured = _measure_all(comm, console, sizes, list(dict.fromkeys(dtypes)), contestants, repeats, fan_in)
+    within, between = worst(links, True), worst(links, False)
     results = rows(measured, ["mpi", *(other.name for other in others)], comm.size, n_nodes, between)
     outcome: dict[str, Any] = {
-        "results": results, "models": models(results, comm.size, n_nodes, fan_in), "wire": wires(within, between),
-        "nodes": n_nodes, "dtypes": list(dict.fromkeys(dtypes)), "repeats": repeats, "fan_in": fan_in}
+        "results": results, "models": models(results, comm.size, n_nodes, fan_in),
+        "wire": wires(within, between, links), **places(comm, nodes),
+        "dtypes": list(dict.fromkeys(dtypes)), "repeats": repeats, "fan_in": fan_in}
     show(console, outcome, comm.size)
     _say_left_out(console, contestants, outcome["dtypes"], absent)
     if plot is not None:
@@ -110,14 +113,6 @@ def _check_plot(plot: Path, overwrite: bool, sizes: Sequence[int]) -> None:
     from dml_hpc.reports.plots import check_matplotlib
 
     check_matplotlib()
-
-
-def _nodes(comm: Intracomm) -> list[int]:
-    """Collective: return the node of each rank, as the lowest rank on it."""
-    node = node_of(comm)
-    lowest = min(node.allgather(comm.rank))
-    node.Free()
-    return comm.allgather(lowest)
 
 
 def _check_memory(comm: Intracomm, n_bytes: int, contestants: Sequence[Contestant]) -> None:

@@ -16,21 +16,19 @@ from dml_hpc.commands import reducing
 from dml_hpc.commands.algorithms import open_algorithm
 from dml_hpc.commands.devices import open_rows
 from dml_hpc.commands.going_on import check_limits, limits_of
+from dml_hpc.commands.held_out import Validation, mean_loss, open_validation
 from dml_hpc.commands.keeping import Keeping, about_run
 from dml_hpc.commands.learnable import Learnable, open_learnable
-from dml_hpc.commands.opening import most_row_bytes, named, open_data
-from dml_hpc.commands.scoring import check_features
+from dml_hpc.commands.opening import named, open_data
 from dml_hpc.commands.train_options import PATIENCE, WIDE, Options, settled
 from dml_hpc.commands.training_run import Run, compile_kernels
 from dml_hpc.console import Console
-from dml_hpc.data.batches import Batches
 from dml_hpc.data.dataset import Dataset
-from dml_hpc.data.leaving_out import leave_out_lost, settle_losses
-from dml_hpc.data.reading import Reader, open_reader
+from dml_hpc.data.reading import Reader
 from dml_hpc.errors import AgreedError, UserError
 from dml_hpc.kernels import start_compiler
 from dml_hpc.memory import peak_bytes
-from dml_hpc.mpi import agreed, first_on_node, ranks_on_node
+from dml_hpc.mpi import agreed, first_on_node
 from dml_hpc.objectives import open_objective
 from dml_hpc.objectives.layers import Layers
 from dml_hpc.objectives.scaling import Scaling, identity, of_sparse, standardising
@@ -44,6 +42,7 @@ from dml_hpc.trainers.rebalancing import Rebalancing
 from dml_hpc.trainers.stragglers import Pace
 from dml_hpc.trainers.theory import explain
 from dml_hpc.trainers.trace import Trace
+from dml_hpc.usage import since, usage
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -83,7 +82,7 @@ def fit(comm: Intracomm, console: Console, data: Sequence[Path], given: Options,
         dtype = np.dtype(options.dtype)
         compressing = _compressing(options)
     learnable = open_learnable(comm, dataset, objective, classes, dtype, options.class_weight, options.sample_weight)
-    validation = _open_validation(comm, dataset, options)
+    validation = open_validation(comm, dataset, options)
     moved = open_rows(comm, console, options.device, options.rows_as)
     start_compiler()
     with agreed(comm):
@@ -120,17 +119,17 @@ def fit(comm: Intracomm, console: Console, data: Sequence[Path], given: Options,
                 check_limits(kept, options, opened)
         validate: Callable[[np.ndarray], float] | None = None
         if validation is not None:
-            held = _Validation(comm, validation, problem, learnable, options)
+            held = Validation(comm, validation, problem, learnable, options)
             run.keep([held.reader])
             validate = held.loss
         comm.Barrier()  # so that time begins at once everywhere
-        started = time.perf_counter()
+        started, taken = time.perf_counter(), usage()
         limits = Limits(opened.steps, opened.tolerance, int(options.patience or PATIENCE), limits_of(options))
         pace, rebalancing = _watching(comm, run, algorithm)
         outcome = train(comm, algorithm, limits, opened.on_step, validate,
                         lambda step, how: diverged(comm, algorithm, step, how), saving, pace, rebalancing)
         reader = algorithm.reader
-        work_s = time.perf_counter() - started
+        work_s, used = time.perf_counter() - started, since(taken)
         outcome.losses = algorithm.epoch_losses() or outcome.losses
         raw = scaling.fold(outcome.parameters, np.empty_like(outcome.parameters))
         digest = _same_everywhere(comm, raw)
@@ -138,10 +137,10 @@ def fit(comm: Intracomm, console: Console, data: Sequence[Path], given: Options,
         if outcome.began > 0 and loss > RISEN * outcome.began and dataset.rows >= LEAST_ROWS:
             raise diverged(comm, algorithm, outcome.steps - 1, f"rose from {outcome.began:.4g} to {loss:.4g}")
         opened.close_bar(f"loss {loss:.4f}")
-        theory = explain(comm, algorithm, lambda parameters: _loss(comm, problem, learnable, reader, scaling.fold(
+        theory = explain(comm, algorithm, lambda parameters: mean_loss(comm, problem, learnable, reader, scaling.fold(
             parameters, np.empty_like(parameters))), loss)
         steps = opened.count_steps(outcome.steps)
-        own = {**clock.seconds, "rows": algorithm.own_rows, "work_s": work_s, "bytes_sent": trace.bytes_sent(),
+        own = {**clock.seconds, "rows": algorithm.own_rows, "work_s": work_s, **used, "bytes_sent": trace.bytes_sent(),
                "rows_are": reader.how, "device": None if moved is None else moved.device.description,
                "rows_on_device": None if moved is None else moved.keep(reader.at_hand()),
                "left_out_rows": reader.left_out_rows,
@@ -228,50 +227,9 @@ def _scaling(dataset: Dataset, layers: Layers, options: Options, dtype: np.dtype
         return scaling, float(np.sum(np.square(scale) * squares)) + float(scaling.scale[-1])
 
 
-def _open_validation(comm: Intracomm, dataset: Dataset, options: Options) -> Dataset | None:
-    if options.validation is None:
-        return None
-    held = open_data(comm, [options.validation], options.x_key, options.y_key, options.weight_key,
-                     skip_bad_shards=options.skip_bad_shards)
-    with agreed(comm):
-        check_features(dataset.manifest.feature_names, dataset.features, held, "the model",
-                       str(options.validation))
-        if held.rows == 0:
-            raise UserError(f"{options.validation} has no rows to validate on")
-    return held
-
-
-class _Validation:
-    """The loss on data that are not learnt from; each rank has a part of them."""
-
-    def __init__(self, comm: Intracomm, held: Dataset, problem: Problem, learnable: Learnable, options: Options):
-        self._comm, self._problem = comm, problem
-        self._learnable = learnable = learnable.of(comm, held)
-        node_ranks = ranks_on_node(comm)
-        with agreed(comm):
-            batches = Batches(held, None, comm.rank, comm.size)
-            most_bytes = most_row_bytes(held, batches, node_ranks, options.memory_limit)
-            self.reader = open_reader(held, batches, learnable, problem.dtype, most_bytes)
-        settle_losses(comm, self.reader)
-
-    def loss(self, parameters: np.ndarray) -> float:
-        """Collective: return the mean loss under ``parameters`` by standardised features."""
-        raw = self._problem.scaling.fold(parameters, np.empty_like(parameters))
-        return _loss(self._comm, self._problem, self._learnable, self.reader, raw)
-
-
-def _loss(comm: Intracomm, problem: Problem, learnable: Learnable, reader: Reader, raw: np.ndarray) -> float:
-    """Collective: return the mean loss of all rows that count, without the penalty: one more pass over the data."""
-    rows = reader.dataset
-    while True:
-        own = problem.summed_loss(reader.everything(), raw)
-        if not (reader.may_lose and leave_out_lost(comm, rows)):
-            return comm.allreduce(own) / max(rows.used_rows * learnable.mean_without(rows, rows.forgone), 1e-300)
-
-
 def _final_loss(comm: Intracomm, problem: Problem, learnable: Learnable, reader: Reader, raw: np.ndarray,
                 mend: str) -> float:
-    loss = _loss(comm, problem, learnable, reader, raw)
+    loss = mean_loss(comm, problem, learnable, reader, raw)
     if not (np.isfinite(loss) and np.isfinite(raw).all()):
         raise AgreedError(f"training ended with a loss of {loss}, or weights that are not all finite: {mend}; the "
                           "model is not saved", 0, 1)

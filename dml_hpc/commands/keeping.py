@@ -20,6 +20,7 @@ from dml_hpc.mpi import agreed, on_root
 from dml_hpc.store import checkpoint, lock
 from dml_hpc.store.checkpoint_writer import Background, Writer
 from dml_hpc.store.every import Every
+from dml_hpc.store.live import Live
 from dml_hpc.store.saving import Memory, Saving
 from dml_hpc.store.state import Kept, Values
 from dml_hpc.supervise import Asked
@@ -37,7 +38,7 @@ ENDING_S = 5.0
 class Keeping:
     """What the user wants kept: checkpoints in ``folder`` (None: none), the newest ``keep`` of them, one ``every`` so
     often (None: nothing was said of it). ``resume``: go on from the newest. ``memory`` is what a process remembers
-    while other ranks die, None: the job ends with the first death.
+    while other ranks die, None: the job ends with the first death. ``live`` is the file to watch the run by.
     """
 
     folder: Path | None = None
@@ -45,6 +46,7 @@ class Keeping:
     keep: int | None = None
     resume: bool = False
     memory: Memory | None = None
+    live: Live | None = None
     asked: Callable[[], int] = field(default=lambda: 0, repr=False)
     _lock: lock.Lock | None = field(default=None, init=False, repr=False)
     _in_use: str | None = field(default=None, init=False, repr=False)
@@ -132,7 +134,8 @@ class Keeping:
     def saving(self, comm: Intracomm, console: Console, about: Values, kept: Kept | None) -> Iterator[Saving]:
         """Collective: yield what keeps the run, which begins from ``kept``, for the block."""
         writer = None if self.folder is None else Writer(comm, self.folder, self.keep or DEFAULT_KEEP, about)
-        saving = Saving(comm, console.say, writer, self.every or DEFAULT_EVERY, self.memory, self.asked, kept)
+        saving = Saving(comm, console.say, writer, self.every or DEFAULT_EVERY, self.memory, self.asked, kept,
+                        self.live)
         at_once = False
         try:
             yield saving

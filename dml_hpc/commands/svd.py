@@ -16,6 +16,7 @@ from dml_hpc.commands.devices import open_gpu
 from dml_hpc.commands.keeping import Keeping, about_run
 from dml_hpc.commands.opening import named, open_data
 from dml_hpc.commands.projecting import check_folder, write_left
+from dml_hpc.commands.whereabouts import whereabouts
 from dml_hpc.data.dataset import Dataset
 from dml_hpc.decomposition.grid import Grid
 from dml_hpc.decomposition.matrix import Matrix
@@ -29,8 +30,11 @@ from dml_hpc.memory import free_bytes, peak_bytes, resident_bytes
 from dml_hpc.mpi import agreed, ranks_on_node
 from dml_hpc.store.every import Every
 from dml_hpc.store.factors import Factors, write_factors
+from dml_hpc.store.live import Live
 from dml_hpc.store.saving import Memory
 from dml_hpc.store.state import Kept
+from dml_hpc.trainers.trace import Trace
+from dml_hpc.usage import since, usage
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -45,18 +49,19 @@ def run(comm: Intracomm, console: Console, data: Sequence[Path], x_key: str | No
         scale: bool, left: Path | None, plot: Path | None, memory_limit: int | None, reproducible: bool, seed: int,
         allreduce: str | None, tuning: Path | None, overwrite: bool, device: str = "cpu",
         checkpoint: Path | None = None, checkpoint_every: Every | None = None, keep: int | None = None,
-        resume: bool = False, memory: Memory | None = None, skip_bad_shards: bool = False) -> dict[str, Any]:
+        resume: bool = False, memory: Memory | None = None, skip_bad_shards: bool = False, live: Live | None = None,
+        probe: bool = False) -> dict[str, Any]:
     """Collective: factorise ``data``, write the triplets to ``output``, U to ``left`` and a scree plot to ``plot``.
 
     With ``device`` "cuda" products with rows are computed on a GPU; U is projected by the CPU, as `svd-apply` does.
-    ``checkpoint``, ``checkpoint_every``, ``keep``, ``resume`` and ``memory`` are those of `Keeping`; a step is a pass
-    over the data.
+    ``checkpoint``, ``checkpoint_every``, ``keep``, ``resume``, ``memory`` and ``live`` are those of `Keeping`; a step
+    is a pass over the data. With ``probe`` the wire between ranks is measured at the end.
 
     Returns the ``--json`` keys. Times are in seconds, each the largest over the ranks. Residuals hold None where σ is
     zero to rounding. Raises `AgreedError` on every rank for what the user can mend, before anything is written.
     """
-    started = time.perf_counter()
-    keeping = Keeping(checkpoint, checkpoint_every, keep, resume, memory)
+    started, taken = time.perf_counter(), usage()
+    keeping = Keeping(checkpoint, checkpoint_every, keep, resume, memory, live)
     # When survivors begin anew, what stands at the outputs is this run's own.
     overwrite = overwrite or (memory is not None and bool(memory.ranks))
     with agreed(comm):
@@ -104,23 +109,29 @@ def run(comm: Intracomm, console: Console, data: Sequence[Path], x_key: str | No
     if gpu is None and (dataset.kind == "csr" or reproducible):
         start_compiler()
     clock = Clock()
+    trace = Trace(clock, bytes_sent=lambda: None)
     with keeping.saving(comm, console, about, kept) as saving, Grid(comm, choice.grid) as ranks, Matrix(
             ranks, dataset, reducing.opener(console, allreduce, tuning=tuning), clock, console, shift, divisor,
             None if free else most_bytes, reproducible, gpu, sharers) as matrix:
+        saving.gauges.append(_Tracing(trace, matrix.rows[1] - matrix.rows[0]))
+        saving.watch(0 if kept is None else kept.part("loop").values["step"], None, dict, clock.so_far)
         course = Course(matrix, saving, {"method": choice.method, "wide": choice.wide})
         found = truncated_svd(matrix, choice.method, choice.wide, wanted, seed, course)
         V = matrix.gathered(found.triplets.V)
+        trace.point()
     factors = _factors(dataset, found, V, choice, shift, divisor, wanted.accuracy, center)
     with agreed(comm):
         if comm.rank == 0:
             write_factors(output, factors)
             if plot is not None:
                 _draw(factors, plot)
-    work_s = time.perf_counter() - started
+    work_s, used = time.perf_counter() - started, since(taken)
     if left is not None:
         write_left(comm, console, dataset, factors, left, overwrite)
-    spent = np.array([*clock.seconds.values(), work_s, time.perf_counter() - started, peak_bytes()])
-    *split_s, work_s, whole_s, peak = np.max(comm.allgather(spent), axis=0).tolist()
+    own = {**clock.seconds, "rows": matrix.rows[1] - matrix.rows[0], "work_s": work_s, **used,
+           "peak_bytes": peak_bytes(), "checkpoint_s": saving.lost_s}
+    per_rank, traces = comm.allgather(own), comm.allgather(trace.points)
+    work_s, whole_s = max(one["work_s"] for one in per_rank), max(comm.allgather(time.perf_counter() - started))
     _show(console, factors, found, matrix, output, work_s, comm.size, wanted)
     return {
         "k": factors.k, "method": choice.method, "device": device, "why": choice.why, "grid": list(choice.grid),
@@ -136,13 +147,31 @@ def run(comm: Intracomm, console: Console, data: Sequence[Path], x_key: str | No
         "allreduce": allreduce, "allreduce_used": matrix.summed_by, "digest": factors.digest, "data": named(data),
         "rows": dataset.rows, "features": dataset.features, "output": str(output),
         "left": None if left is None else str(left), "work_s": round(work_s, 6), "with_left_s": round(whole_s, 6),
-        "peak_bytes": int(peak), "checkpoints": saving.count, "checkpoints_failed": saving.failures,
+        "peak_bytes": max(one["peak_bytes"] for one in per_rank), "checkpoints": saving.count,
+        "checkpoints_failed": saving.failures,
         "resumed_from": None if kept is None else kept.part("loop").values["step"],
         "skipped_shards": [one._asdict() for one in dataset.left_out],
         "skipped_rows": sum(one.rows or 0 for one in dataset.left_out),
         "ranks_at_starts": [comm.size] if memory is None else memory.ranks,
-        "time_split": {name: round(s, 6) for name, s in zip(clock.seconds, split_s, strict=True)},
+        "time_split": {name: round(max(one[name] for one in per_rank), 6) for name in clock.seconds},
+        "per_rank": per_rank, "trace": traces, **whereabouts(comm, probe),
     }
+
+
+class _Tracing:
+    """Has a point of the trace written down when ranks meet (`dml_hpc.store.saving.Gauge`): after passes."""
+
+    def __init__(self, trace: Trace, rows: int):
+        self._trace, self._rows = trace, rows
+
+    def own(self) -> list[float]:
+        """Return nothing: the others need not know."""
+        return []
+
+    def met(self, step: int, table: np.ndarray) -> None:
+        """Write down that this rank has gone ``step`` times through its rows."""
+        self._trace.examples = step * self._rows
+        self._trace.point()
 
 
 def _as_before(kept: Kept | None, method: str) -> tuple[str, bool | None]:

@@ -10,12 +10,14 @@ from dml_hpc.commands import reducing
 from dml_hpc.commands.fitting import fit
 from dml_hpc.commands.keeping import Keeping
 from dml_hpc.commands.train_options import Options
+from dml_hpc.commands.whereabouts import whereabouts
 from dml_hpc.console import Console
 from dml_hpc.errors import UserError
 from dml_hpc.files import check_output
 from dml_hpc.mpi import agreed
 from dml_hpc.reports.timeline import write_timeline
 from dml_hpc.store.every import Every
+from dml_hpc.store.live import Live
 from dml_hpc.store.model import write_model
 from dml_hpc.store.saving import Memory
 from dml_hpc.trainers.theory import told
@@ -26,14 +28,16 @@ if TYPE_CHECKING:
 
 def run(comm: Intracomm, console: Console, data: Sequence[Path], output: Path, overwrite: bool = False,
         checkpoint: Path | None = None, checkpoint_every: Every | None = None, keep: int | None = None,
-        resume: bool = False, memory: Memory | None = None, **options: Any) -> dict[str, Any]:
+        resume: bool = False, memory: Memory | None = None, live: Live | None = None, probe: bool = False,
+        **options: Any) -> dict[str, Any]:
     """Collective: train on the data set ``data`` and write the model to ``output`` (rank 0 writes it).
 
-    ``checkpoint``, ``checkpoint_every``, ``keep``, ``resume`` and ``memory`` are those of `Keeping`, the others those
-    of `Options`. Returns the keys of the ``--json`` object on every rank.
+    ``checkpoint``, ``checkpoint_every``, ``keep``, ``resume``, ``memory`` and ``live`` are those of `Keeping`, the
+    others those of `Options`. With ``probe`` the wire between ranks is measured once the model is written. Returns the
+    keys of the ``--json`` object on every rank.
     """
     given = Options(**options)
-    keeping = Keeping(checkpoint, checkpoint_every, keep, resume, memory)
+    keeping = Keeping(checkpoint, checkpoint_every, keep, resume, memory, live)
     with agreed(comm):
         reducing.check(given.allreduce, given.tuning, output, comm.rank)
         keeping.check(comm.rank, data)
@@ -51,7 +55,7 @@ def run(comm: Intracomm, console: Console, data: Sequence[Path], output: Path, o
             write_model(output, fitted.model)
     if given.trace is not None:  # after the model: whatever becomes of the timeline, the training is not lost
         write_timeline(comm, given.trace, fitted.spans)
-    result = {**fitted.result, "model": str(output)}
+    result = {**fitted.result, "model": str(output), **whereabouts(comm, probe)}
     _tell(console, result)
     return result
 

@@ -12,7 +12,7 @@ from dml_hpc.comm.cost import Cost, cost, fit, least_seconds
 from dml_hpc.reports.timing import summarise
 
 if TYPE_CHECKING:
-    from dml_hpc.comm.wire import Wire
+    from dml_hpc.comm.wire import Link, Wire
     from dml_hpc.console import Console
 
 
@@ -92,10 +92,10 @@ def models(results: Sequence[dict[str, Any]], ranks: int, nodes: int, fan_in: in
     return fitted
 
 
-def wires(within: Wire | None, between: Wire | None) -> dict[str, Any] | None:
+def wires(within: Wire | None, between: Wire | None, links: Sequence[Link] = ()) -> dict[str, Any] | None:
     """Return the measured wire for the ``--json`` object; None when there is none, on one rank.
 
-    The top of it is the worst pair of neighbours anywhere.
+    The top of it is the worst pair of neighbours anywhere; ``links`` are all that were measured, its ``pairs``.
     """
     known = [wire for wire in (within, between) if wire is not None]
     if not known:
@@ -104,7 +104,8 @@ def wires(within: Wire | None, between: Wire | None) -> dict[str, Any] | None:
     narrow = max(known, key=lambda wire: wire.beta_s_per_byte)
     return {**_wire(slow._replace(beta_s_per_byte=narrow.beta_s_per_byte, beta_ranks=narrow.beta_ranks)),
             "within_node": None if within is None else _wire(within),
-            "between_nodes": None if between is None else _wire(between)}
+            "between_nodes": None if between is None else _wire(between),
+            "pairs": [{**link._asdict(), "ranks": list(link.ranks)} for link in links]}
 
 
 def limit_bus_bandwidth(wire: dict[str, Any] | None, ranks: int, nodes: int) -> float | None:

@@ -7,12 +7,12 @@ import os
 import platform
 import sys
 from collections.abc import Iterable
-from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from dml_hpc.errors import UserError
+from dml_hpc.store.live import utc
 
 FORMAT = 1
 
@@ -26,7 +26,7 @@ def append_record(path: Path, result: dict[str, Any], arguments: list[str], star
     """
     record = {
         "format": FORMAT,
-        "started": datetime.fromtimestamp(started, timezone.utc).isoformat(timespec="milliseconds"),
+        "started": utc(started),
         "arguments": arguments,
         "environment": environment(),
         **result,

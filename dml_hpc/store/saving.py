@@ -7,8 +7,9 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from dml_hpc.store import checkpoint
 from dml_hpc.store.checkpoint_writer import IDLE, WRITING, Writer
 from dml_hpc.store.every import Every
 from dml_hpc.store.in_memory import InMemory
+from dml_hpc.store.live import Live
 from dml_hpc.store.pulse import Pulse
 from dml_hpc.store.state import Kept, State
 
@@ -70,12 +72,14 @@ class Saving:
 
     ``writer`` writes checkpoints ``every`` so often, None: there are none; ``memory`` takes snapshots, None: nobody
     would go on from them. ``asked()`` returns the signal that told this rank to stop, 0: none has. ``tell(line)``
-    speaks to the user. ``kept`` is what the run begins from, None: its beginning.
+    speaks to the user. ``kept`` is what the run begins from, None: its beginning. ``live`` is its live file, None:
+    there is none.
     """
 
     def __init__(self, comm: Intracomm, tell: Callable[[str], None], writer: Writer | None = None,
                  every: Every | None = None, memory: Memory | None = None, asked: Callable[[], int] = lambda: 0,
-                 kept: Kept | None = None):
+                 kept: Kept | None = None, live: Live | None = None):
+        self._live = live
         self._comm, self._tell, self._writer, self._memory, self._asked = comm, tell, writer, memory, asked
         self._every = every or Every()
         self.kept = kept
@@ -87,7 +91,8 @@ class Saving:
         self._snapshot_s = 0.0
         self._progress = -1
         self._began = self._met = 0
-        self.gauge: Gauge | None = None
+        self.gauges: list[Gauge] = []
+        """What else ranks tell each other when they meet; the same on every rank."""
 
     def start(self, step: int) -> None:
         """Begin to keep a run that has taken ``step`` steps."""
@@ -102,8 +107,16 @@ class Saving:
 
     @property
     def active(self) -> bool:
-        """Whether anything is kept."""
-        return self._writer is not None or self._memory is not None
+        """Whether ranks must meet: something is kept, or somebody wants to know how they get on."""
+        return self._writer is not None or self._memory is not None or bool(self.gauges)
+
+    def watch(self, step: int, steps: int | None, look: Callable[[], dict[str, Any]],
+              spent: Callable[[], list[float]]) -> None:
+        """Collective: keep the live file, where one is wanted, of a run from ``step`` on: see `Live.begin`."""
+        if self._live is not None:
+            again = self._memory is not None and len(self._memory.ranks) > 1
+            self._live.begin(self._comm, step, steps, look, spent, again)
+            self.gauges.append(self._live)
 
     def after(self, step: int, state: Callable[[], State]) -> None:
         """Collective, when ``step`` steps are taken: save what ``state()`` (collective) returns where it is time.
@@ -137,10 +150,12 @@ class Saving:
         snap = self._memory is not None and now - self._snapped_s >= max(
             LEAST_SNAPSHOT_S, self._snapshot_s / SNAPSHOT_SHARE)
         status = IDLE if writer is None else writer.status
-        more = [] if self.gauge is None else self.gauge.own()
-        table = pulse.meet(place, [self._asked(), status, due, snap, *more])
-        if self.gauge is not None:
-            self.gauge.met(step, table[:, -len(more):])
+        figures = [gauge.own() for gauge in self.gauges]
+        table = pulse.meet(place, [self._asked(), status, due, snap, *chain(*figures)])
+        first = 4
+        for gauge, own in zip(self.gauges, figures, strict=True):
+            gauge.met(step, table[:, first:first + len(own)])
+            first += len(own)
         told, statuses = int(table[:, 0].max()), table[:, 1]
         due, snap = bool(table[0, 2]), bool(table[0, 3])  # rank 0's clock counts
         self._note(step)
@@ -208,6 +223,8 @@ class Saving:
 
         A run that was at its end when it was resumed is kept already.
         """
+        if self._live is not None:
+            self._live.complete(step)
         if self._writer is not None and isinstance(self.kept, checkpoint.OnDisk) and step == self._began:
             self._tell(f"resumed  at the end of the run: nothing is left to do after step {step:,}")
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -101,8 +101,13 @@ def train(comm: Intracomm, algorithm: Algorithm, limits: Limits, on_step: Callab
             course.look(validate(parameters), parameters)
             clock.start()
 
-    saving.gauge = pace
-    if saving.active or pace is not None:
+    def look() -> dict[str, Any]:
+        return {"epoch": course.step / epoch_steps, "loss": course.loss, "examples": course.rows - earlier_rows}
+
+    if pace is not None:
+        saving.gauges.append(pace)
+    saving.watch(course.step, limits.steps, look, clock.so_far)
+    if saving.active:
         algorithm.pause = lambda chunks: saving.pause(course.step, chunks, state)
     saving.start(course.step)
     if pace is not None:
@@ -174,6 +179,13 @@ class _Course:
     def amid_epoch(self) -> bool:
         """Whether an epoch has begun, and is not written down."""
         return self._epoch_rows > 0
+
+    @property
+    def loss(self) -> float | None:
+        """The mean loss of this epoch so far, or of the one before; None: none is known."""
+        if self._epoch_rows:
+            return self._epoch_loss / self._epoch_rows
+        return self.losses[-1] if self.losses else None
 
     def end_epoch(self) -> None:
         """Write down the mean loss of the epoch, or of what was met of it."""

@@ -58,7 +58,8 @@ class Trace:
         self.points.append({
             "seconds": round(self.seconds, 6), "examples": round(self.examples),
             "loss": self._loss / self._rows if self._rows else None, "bytes_sent": self.bytes_sent(),
-            "idle": round(spent["wait"] / total, 6) if total else 0.0})
+            "idle": round(spent["wait"] / total, 6) if total else 0.0,
+            **{phase: round(seconds, 6) for phase, seconds in spent.items()}})
         self._loss, self._rows = 0.0, 0
         if len(self.points) == MOST_POINTS:
             self.points, self._spacing = self.points[1::2], self._spacing * 2

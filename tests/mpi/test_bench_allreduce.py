@@ -103,7 +103,7 @@ def test_one_size_gives_no_model(comm):
 def test_the_share_of_the_limit_between_nodes(comm, monkeypatch, capsys):
     if comm.size == 1:
         return
-    monkeypatch.setattr(bench_allreduce, "_nodes", lambda comm: [rank * 2 // comm.size for rank in range(comm.size)])
+    monkeypatch.setattr(bench_allreduce, "nodes_of", lambda comm: [rank * 2 // comm.size for rank in range(comm.size)])
     result = bench(comm, sizes=(0, 1 << 20), reducers=("mpi",))
     between = result["wire"]["between_nodes"]
     assert result["nodes"] == 2

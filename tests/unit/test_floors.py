@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FLOORS = [
     {"errors", "layout", "files", "console", "launch", "launchers", "signals", "supervise", "watch", "watched",
-     "survival", "mpi", "memory", "config", "device", "cuda"},
+     "survival", "mpi", "memory", "config", "device", "cuda", "usage"},
     {"kernels"},
     {"data"},
     {"comm", "objectives", "optim", "store"},
