@@ -534,10 +534,11 @@ def slurm_svd(console: Any, **arguments: Any) -> Any:
 
 
 @slurm.command("scaling", cls=Verb, context_settings=SLURM_SETTINGS)
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, required=True, callback=arguments_of("train", "svd"))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, required=True,
+                callback=arguments_of("train", "svd", "allreduce", needs_output=False))
 @options(SLURM_OPTIONS)
 def slurm_scaling(console: Any, **arguments: Any) -> Any:
-    """A batch script that measures how 1, 2, 4 … N nodes do: after -- come train or svd and its ARGUMENTS."""
+    """A batch script that measures 1, 2, 4 … N nodes: after -- come train, svd or allreduce and its ARGUMENTS."""
     return _slurm(console, "scaling", arguments)
 
 

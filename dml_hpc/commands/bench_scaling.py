@@ -155,8 +155,8 @@ class _Job:
         own.unlink(missing_ok=True)
         command = self.command(ranks)
         added = ["--no-progress", "--record", str(own)]
-        needs_output = "output" in self.parsed and self.parsed["output"] is None
-        added += ["-o", str(self.folder / "output")] if needs_output else []
+        if "output" in self.parsed and self.parsed["output"] is None:
+            added += ["-o", str(self.folder / "output")]
         verb = 2 if command[0] == "bench" else 1
         line = [*self.launcher.line(ranks), sys.executable, "-m", "dml_hpc", *command[:verb], *added, *command[verb:]]
         done = run_ranks(line, self.launcher.environment)
@@ -184,7 +184,8 @@ class _Job:
                 del words[place]
             words[first:first + 1] = self.data[ranks]
         verb = ["bench"] * (self.parsed["verb"] == "allreduce" and words[0] != "bench")
-        after = ["--overwrite"] if "overwrite" in self.parsed and not self.parsed["overwrite"] else []
+        writes = "output" in self.parsed or any(self.parsed.get(name) is not None for name in OUTPUTS)
+        after = ["--overwrite"] if writes and "overwrite" not in self.parsed["given"] else []
         at = 2 if words[0] == "bench" or verb else 1
         words = [*verb, *words]
         return [*words[:at], *after, *words[at:]]
