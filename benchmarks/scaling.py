@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-TOOL = Path(sys.executable).parent / "dml-hpc"
+TOOL = str(Path(sys.executable).parent / "dml-hpc")
 JOBS = (
     ("train", "--batch-size", "full", "--epochs", "100", "--step-size", "1"),
     ("train", "--epochs", "20", "--step-size", "0.5"),

@@ -151,8 +151,8 @@ class _Job:
 
     def run(self, ranks: int, at: int) -> float:
         """Run on so many ranks in round ``at``, 0: the one that does not count; return the seconds of its work."""
-        own = self.folder / "record.jsonl"
-        own.unlink(missing_ok=True)
+        # A name of its own: a shared file system may go on telling for a while that there is no such file.
+        own = self.folder / f"record-{ranks}-{at}.jsonl"
         command = self.command(ranks)
         added = ["--no-progress", "--record", str(own)]
         if "output" in self.parsed and self.parsed["output"] is None:
