@@ -11,12 +11,14 @@ from dml_hpc import __version__
 from dml_hpc.comm import ALLREDUCES, COMPRESSIONS, REDUCERS
 from dml_hpc.decomposition.svd import METHODS as SVD_METHODS
 from dml_hpc.device import DEVICES
+from dml_hpc.inner import arguments_of
 from dml_hpc.objectives import ACTIVATIONS, OBJECTIVES
 from dml_hpc.optim import OPTIMISERS, SCHEDULES
 from dml_hpc.parameters import (
     BatchSize,
     ClassWeight,
     Contenders,
+    Counts,
     Finite,
     Gpus,
     GridShape,
@@ -27,10 +29,9 @@ from dml_hpc.parameters import (
     Tolerance,
     WallTime,
     Widths,
-    arguments_of,
 )
 from dml_hpc.trainers import ALGORITHMS, EXCHANGES, WEIGHTINGS
-from dml_hpc.verb import LongVerb, RanksVerb, SharedVerb, Verb, option, run
+from dml_hpc.verb import LongVerb, RanksVerb, RunsVerb, SharedVerb, Verb, option, run
 
 PATH = click.Path(path_type=Path)
 POSITIVE = click.IntRange(min=1)
@@ -533,10 +534,11 @@ def slurm_svd(console: Any, **arguments: Any) -> Any:
 
 
 @slurm.command("scaling", cls=Verb, context_settings=SLURM_SETTINGS)
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, required=True, callback=arguments_of("train", "svd"))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, required=True,
+                callback=arguments_of("train", "svd", "allreduce", needs_output=False))
 @options(SLURM_OPTIONS)
 def slurm_scaling(console: Any, **arguments: Any) -> Any:
-    """A batch script that measures how 1, 2, 4 … N nodes do: after -- come train or svd and its ARGUMENTS."""
+    """A batch script that measures 1, 2, 4 … N nodes: after -- come train, svd or allreduce and its ARGUMENTS."""
     return _slurm(console, "scaling", arguments)
 
 
@@ -580,6 +582,38 @@ def bench_allreduce(comm: Any, console: Any, **arguments: Any) -> Any:
     from dml_hpc.commands import bench_allreduce
 
     return bench_allreduce.run(comm, console, **arguments)
+
+
+MEASURED = ("train", "svd", "evaluate", "predict", "allreduce")
+"""Verbs that can be measured on several numbers of ranks; the last one is ``bench allreduce``."""
+
+
+@bench.command("scaling", cls=RunsVerb, context_settings=SLURM_SETTINGS)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, required=True,
+                callback=arguments_of(*MEASURED, needs_output=False))
+@option("--ranks", type=Counts(), default=None, help="Numbers of ranks.  [default, in a Slurm job: those of 1, 2, 4 … "
+        "all nodes]")
+@option("--repeats", type=POSITIVE, default=5, envvar="DML_HPC_SCALING_REPEATS", help="Runs on each number of ranks, "
+        "in turns, after one that does not count.")
+@option("--weak", is_flag=True, help="The work grows with the ranks: each has the same number of shards.")
+@option("--launcher", default="auto", metavar="auto|mpirun|srun|TEMPLATE", help="What starts the ranks; or a line such "
+        "as 'mpiexec -n {ranks}'.")
+@option("--ranks-per-node", type=POSITIVE, default=None, metavar="R", help="Ranks of a node of a Slurm job.  "
+        "[default: --ntasks-per-node]")
+@option("--emulate-hosts", is_flag=True, help="Run on emulated hosts of this machine, with a network between them "
+        "(needs root).")
+@option("--rate", default=None, metavar="RATE", help="Their links: 1gbit, 100mbit …  [default: 1gbit]")
+@option("--delay", default=None, metavar="TIME", help="What a message between them takes more: 1ms, 50us …")
+@option("--ranks-per-host", type=POSITIVE, default=None, metavar="R", help="Ranks of such a host.  [default: 1]")
+def bench_scaling(console: Any, **arguments: Any) -> Any:
+    """Run the same job on several numbers of ranks, in turns: after -- comes train, svd … and its ARGUMENTS.
+
+    dml-hpc bench scaling --ranks 1,2,4 -- train DATA --epochs 20
+    """
+    from dml_hpc.commands import bench_scaling
+
+    words, parsed = arguments.pop("arguments")
+    return bench_scaling.run(console, words, parsed, **arguments)
 
 
 @root.command(cls=Verb)

@@ -7,7 +7,6 @@ import re
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from dml_hpc.errors import did_you_mean
 from dml_hpc.store.every import Every
@@ -62,6 +61,21 @@ class Size(Sizes):
         if len(sizes) != 1 or type(sizes[0]) is not int or sizes[0] < 1:
             self.fail(f"{value!r} is no number of bytes (such as 512M, 4G)", param, ctx)
         return sizes[0]
+
+
+class Counts(click.ParamType):
+    """A list of different numbers above 0, such as numbers of ranks: ``1,2,4``."""
+
+    name = "N,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Return the numbers in ascending order."""
+        words = [word.strip() for word in value.split(",")] if isinstance(value, str) else list(map(str, value))
+        if not words or not all(re.fullmatch("[1-9][0-9]{0,6}", word, re.ASCII) for word in words):
+            self.fail(f"{value!r} are no numbers above 0 (such as 1,2,4)", param, ctx)
+        if len(set(words)) < len(words):
+            self.fail(f"{value!r} names a number twice", param, ctx)
+        return tuple(sorted(map(int, words)))
 
 
 class Interval(click.ParamType):
@@ -242,34 +256,13 @@ class Contenders(click.ParamType):
         return tuple(found)
 
 
-def arguments_of(*verbs: str) -> Any:
-    """Return a callback for arguments that are those of a verb, whose name comes first where there are ``verbs``.
-
-    It returns them as they are, and what the verb makes of them by name, with the verb's name as ``verb`` and the names
-    of those that were not left to their defaults as ``given``. What the verb would refuse is refused as there.
-    """
-    def parse(ctx: click.Context, param: click.Parameter, words: tuple[str, ...]) -> Any:
-        root = ctx.find_root()
-        assert isinstance(root.command, click.Group)
-        verb, rest = (words[0], words[1:]) if len(verbs) > 1 else (verbs[0], words)
-        if verb not in verbs:
-            raise click.UsageError(f"{verb!r} is not one of {', '.join(verbs)}{did_you_mean(verb, verbs)}: what is to "
-                                   f"run stands after --, such as -- {verbs[0]} DATA …", ctx)
-        inner = root.command.commands[verb].make_context(verb, list(rest), parent=root)
-        given = {name for name in inner.params
-                 if inner.get_parameter_source(name) not in (None, ParameterSource.DEFAULT)}
-        return words, {**inner.params, "verb": verb, "given": given}
-
-    return parse
-
-
 def fits(parameter: click.Option, value: Any) -> bool:
     """Say whether a TOML value is of the kind an option takes; click itself would make 2 of 2.5 and 1 of true."""
     if parameter.is_flag:
         return isinstance(value, bool)
     if isinstance(parameter.type, Names):
         return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
-    if isinstance(parameter.type, Widths) and isinstance(value, list):
+    if isinstance(parameter.type, (Counts, Widths)) and isinstance(value, list):
         return all(type(item) is int for item in value)
     if isinstance(parameter.type, BatchSize):
         return value == "full" or type(value) is int

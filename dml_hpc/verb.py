@@ -234,6 +234,28 @@ class LongVerb(RanksVerb):
         return None if record is None else Live(record, verb, sys.argv[1:], started)
 
 
+class RunsVerb(Verb):
+    """A verb that starts runs, whose records its ``--record`` is for; its callback gets the file as ``record``."""
+
+    common = (_COMMON[0],
+              option("--record", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+                     default="scaling.jsonl", help="Append a JSON line about every run to FILE."),
+              *_COMMON[2:])
+
+    def invoke(self, ctx: click.Context) -> int:
+        """Run the verb and return its exit code."""
+        place = launch()
+        if place.rank > 0:
+            return EXIT_OK
+        if place.size > 1:
+            raise UserError(f"this starts ranks by itself: leave out {place.launcher}")
+        record = ctx.params["record"]
+        _check_record(record)
+        ctx.params["record"] = None  # there is none of this verb itself
+        callback, finish, arguments = self._prepare(ctx)
+        return finish(callback(Console(**arguments), record=record, **ctx.params), 0, 1)
+
+
 class SharedVerb(RanksVerb):
     """A verb that ranks share when there are any; one process alone does its work without starting MPI."""
 

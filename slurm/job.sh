@@ -36,10 +36,10 @@ stop() {
 # how: print by what: a way of `srun --mpi`, or mpirun.
 how() {
     local version wanted
-    if [ -n "${DML_HPC_SLURM_MPI:-}" ]; then
-        echo "$DML_HPC_SLURM_MPI"
-        return
-    fi
+    case ${DML_HPC_SLURM_MPI:-} in
+        '' | srun) ;; # srun: not by mpirun, whatever way that is
+        *) echo "$DML_HPC_SLURM_MPI" && return ;;
+    esac
     version=$(mpirun --version 2>/dev/null | head -n 1) || true
     case $version in
         HYDRA*) wanted=pmi2 ;;
@@ -48,7 +48,12 @@ how() {
         *) die "there is no mpirun on PATH: load the MPI module or activate the environment in $slurm/site.sh" ;;
     esac
     # Some versions answer on stderr.
-    if srun --mpi=list 2>&1 | grep -qw "$wanted"; then echo "$wanted"; else echo mpirun; fi
+    if srun --mpi=list 2>&1 | grep -qw "$wanted"; then
+        echo "$wanted"
+    else
+        [ -z "${DML_HPC_SLURM_MPI:-}" ] || die "srun here does not know $wanted, which this MPI wants: use mpirun"
+        echo mpirun
+    fi
 }
 
 # launcher [RANKS]: leave in `line` what starts so many ranks, node after node; without a number, all of the job.
@@ -321,29 +326,17 @@ run_job() {
     exit "$code"
 }
 
-# run_scaling VERB ARGUMENTS...: `dml-hpc VERB ARGUMENTS...` on 1, 2, 4 … all nodes, REPEATS times in turn, so that what
-# drifts meets all alike, after a round that warms caches; then the report.
+# run_scaling VERB ARGUMENTS...: `dml-hpc VERB ARGUMENTS...` on 1, 2, 4 … all nodes, REPEATS times in turn; the report.
 run_scaling() {
-    local nodes counts=() repeat records=$name.jsonl
-    [ $# -gt 0 ] || die "name a command after the script: train data/train -o scaling.h5 ..."
+    local records=$name.jsonl
+    [ $# -gt 0 ] || die "name a command after the script: train data/train --epochs 20 ..."
     [ -n "${SLURM_NTASKS_PER_NODE:-}" ] || die "give --ntasks-per-node"
     trap - USR1 TERM
-    for ((nodes = 1; nodes < SLURM_JOB_NUM_NODES; nodes *= 2)); do counts+=("$nodes"); done
-    counts+=("$SLURM_JOB_NUM_NODES")
     rm -f -- "$records" # of a start that was interrupted
-    say "$SLURM_JOB_ID on $SLURM_JOB_NODELIST: $SLURM_NTASKS_PER_NODE rank(s) a node on ${counts[*]} node(s)"
-    export DML_HPC_OVERWRITE=1
-    for ((repeat = 0; repeat <= ${REPEATS:-3}; repeat++)); do
-        for nodes in "${counts[@]}"; do
-            launcher $((nodes * SLURM_NTASKS_PER_NODE))
-            if [ "$repeat" = 0 ]; then
-                "${line[@]}" dml-hpc "$@" --no-progress >/dev/null
-            else
-                say "$nodes node(s), ${repeat} of ${REPEATS:-3}"
-                "${line[@]}" dml-hpc "$@" --no-progress --record "$records"
-            fi
-        done
-    done
+    say "$SLURM_JOB_ID on $SLURM_JOB_NODELIST: $SLURM_NTASKS_PER_NODE rank(s) a node"
+    # What is at an output is this job's own.
+    DML_HPC_SLURM=$slurm DML_HPC_OVERWRITE=1 dml-hpc bench scaling --no-progress --repeats "${REPEATS:-3}" \
+        --record "$records" -- "$@"
     dml-hpc report "$records" -o "$name.html" --overwrite
     say "finished after $SECONDS s: $name.html, of $records"
 }

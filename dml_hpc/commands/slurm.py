@@ -100,6 +100,8 @@ def _template(job: str, arguments: Sequence[str], parsed: Mapping[str, Any],
         if device != "cpu":
             raise UserError(f"--device {device} wants GPUs: ask for them with --gpus-per-node N, before the --")
         return TEMPLATES[job], arguments
+    if parsed["verb"] == "allreduce":
+        return TEMPLATES[job], arguments
     if device == "cpu" and "device" in parsed["given"]:
         raise UserError("--gpus-per-node asks for GPUs, and --device cpu uses none: leave out one of them")
     if job == "train":
@@ -118,9 +120,11 @@ def _check_arguments(job: str, parsed: Mapping[str, Any], wanted: Wanted) -> Non
     from dml_hpc.data.shard import keys_of
     from dml_hpc.store import checkpoint
 
-    if job == "scaling" and (wanted.stage or parsed["checkpoint"] is not None):
+    if job == "scaling" and (wanted.stage or parsed.get("checkpoint") is not None):
         option = "--stage" if wanted.stage else "--checkpoint"
         raise UserError(f"{option} is for one run, and scaling repeats it: leave it out")
+    if parsed["verb"] == "allreduce":
+        return
     if parsed["elastic"] or parsed["min_ranks"] is not None:
         raise UserError("--elastic goes with mpirun --with-ft ulfm, and batch scripts start ranks without: leave it "
                         "out; a job that loses a node starts again from its checkpoint")
@@ -145,7 +149,8 @@ def _check_arguments(job: str, parsed: Mapping[str, Any], wanted: Wanted) -> Non
             inputs.append(given.validation)
     elif parsed["k"] is None and parsed["tolerance"] is None:
         raise UserError("how many triplets? give -k N, or --tolerance energy=0.95, or both")
-    check_output(parsed["output"], parsed["overwrite"] or job == "scaling", inputs=inputs)
+    if parsed["output"] is not None:
+        check_output(parsed["output"], parsed["overwrite"] or job == "scaling", inputs=inputs)
     if folder is None and resume:
         raise UserError("--resume goes on from a checkpoint: say where they are with --checkpoint DIR")
     if folder is not None and not resume and checkpoint.found(folder):

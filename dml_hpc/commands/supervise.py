@@ -134,7 +134,7 @@ class _Team:
         try:
             code = self._process.wait()
         finally:
-            _end(self._process.pid)
+            end_session(self._process.pid)
         return code if code >= 0 else 128 - code
 
     def _forward(self, number: int, frame: object) -> None:
@@ -149,7 +149,7 @@ class _Team:
             self._process.send_signal(signal.SIGUSR1 if gentle else number)
 
 
-def _end(session: int) -> None:
+def end_session(session: int) -> None:
     """End what a dead launcher has left of its session: ranks of the old team must not write beside those of the new.
 
     Returns when all are gone, or cannot be ended.

@@ -31,6 +31,11 @@ def append_record(path: Path, result: dict[str, Any], arguments: list[str], star
         "environment": environment(),
         **result,
     }
+    append_line(path, record)
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Append a record as it is to ``path``, in one write. Raises `UserError` when the file cannot be written."""
     try:
         with path.open("ab", buffering=0) as file:
             file.write((json.dumps(record, allow_nan=False) + "\n").encode())

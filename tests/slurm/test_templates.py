@@ -69,7 +69,7 @@ def test_gpus_that_are_not_there(submit, data):
 def test_scaling(submit, data, launcher):
     """One job runs the command on one node and on two, and makes the report."""
     chosen = {"DML_HPC_SLURM_MPI": launcher} if launcher else {}
-    job = submit("scaling.sbatch", "train", data, "-o", "model.h5", "--epochs", 2, options=TWO_NODES, REPEATS="1",
+    job = submit("scaling.sbatch", "train", data, "--epochs", 2, options=TWO_NODES, REPEATS="1",
                  **chosen)
 
     job.wait_for_state("COMPLETED")

@@ -242,6 +242,12 @@ def test_on_gpus_there_is_one_rank_each(slurm, two_classes):
     assert set_in(Path("u").read_text(), '"$@"')[:3] == ["svd", "--device", "cuda"]
 
 
+def test_what_is_measured_needs_no_output_and_may_be_an_all_reduce(slurm, two_classes):
+    assert verb("scaling", "-o", "s", "--", "train", two_classes, "--epochs", 2).returncode == 0
+    assert verb("scaling", "-o", "t", "--", "allreduce", "--sizes", "1M").returncode == 0
+    assert set_in(Path("t").read_text(), '"$@"') == ["allreduce", "--sizes", "1M"]
+
+
 @pytest.mark.parametrize(("words", "said"), [
     (["train", "--", "DATA", "-o", "m.h5", "--epoch", "3"], "No such option '--epoch'"),
     (["train", "--", "DATA"], "Missing option '-o'"),

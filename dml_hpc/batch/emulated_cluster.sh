@@ -1,0 +1,1 @@
+../../scripts/emulated_cluster.sh
