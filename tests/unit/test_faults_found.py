@@ -82,7 +82,7 @@ def test_a_slow_disk_is_told_from_a_slow_rank(mpirun, rows, tmp_path):
 @real
 def test_a_narrow_link_is_named_by_its_host(rows, tmp_path):
     record = tmp_path / "runs.jsonl"
-    process = start(4, "--rate", "100mbit", "--", sys.executable, HANDICAPPED, "link", 1, "train", rows, "-o",
+    process = start(4, "--rate", "50mbit", "--", sys.executable, HANDICAPPED, "link", 1, "train", rows, "-o",
                     tmp_path / "m.h5", "--algorithm", "sync", "--allreduce", "ring", "--steps", 30, "--record", record,
                     "--probe", OMP_NUM_THREADS="1")
     code, _, err = finish(process, 100)
