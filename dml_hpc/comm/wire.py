@@ -22,7 +22,7 @@ LEAST_TURNS, MOST_TURNS = 5, 201
 ENOUGH_S = 0.05
 """A pair plays no longer than this with messages of one size, or `LEAST_TURNS` turns."""
 QUICK_BYTES = (64 << 10, 1 << 20, 8 << 20)
-QUICK = 3, 0.005, 12
+QUICK_SMALL, QUICK_LARGE = (5, 0.02, 100), (3, 0.06, 12)
 """So many turns at least, so many seconds, so many turns at most, when there is little time."""
 CLEAR_S = 1e-3
 """What takes so long is told well enough from what noise adds."""
@@ -98,13 +98,13 @@ def _links(comm: Intracomm, nodes: Sequence[int],
 
 def _quick_game(comm: Intracomm, other: int, leads: bool) -> tuple[float, float]:
     """Return α and β of the link to ``other``, by messages that grow while one takes less than `CLEAR_S`."""
-    small_s = min(_turns(comm, other, leads, SMALL_BYTES, *QUICK), default=0.0)
+    small_s = min(_turns(comm, other, leads, SMALL_BYTES, *QUICK_SMALL), default=0.0)
     beta = 0.0
     for n_bytes in QUICK_BYTES:
-        large_s = min(_turns(comm, other, leads, n_bytes, *QUICK), default=0.0)
-        # Where a small message took longer than a large one, other work on the cores held it up.
-        beta = (large_s - small_s) / (n_bytes - SMALL_BYTES) if large_s > small_s else large_s / n_bytes
-        small_s = min(small_s, large_s)
+        large_s = min(_turns(comm, other, leads, n_bytes, *QUICK_LARGE), default=0.0)
+        # Where a small message took about as long as a large one, other work on the cores held it up.
+        small_s = min(small_s, large_s / 2)
+        beta = (large_s - small_s) / (n_bytes - SMALL_BYTES)
         goes_on = np.array([large_s < CLEAR_S], np.uint8)
         with waiting("a message", counted=False):
             if leads:  # only its clock counts

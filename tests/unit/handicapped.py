@@ -1,7 +1,7 @@
 """``handicapped.py FAULT RANK ARGUMENTS``: ``dml-hpc ARGUMENTS``, with a fault at one rank.
 
 ``slow``: a gradient takes every rank 30 ms more, and this one 42. ``disk``: the rows are read from storage each time,
-and this rank's disk needs 20 ms more for a piece. ``link``: this emulated host sends at a third of the others' rate.
+and this rank's disk needs 20 ms more for a piece. ``link``: this emulated host sends at a quarter of the others' rate.
 ``none``: none.
 """
 
@@ -60,8 +60,8 @@ def forget(path: Path) -> None:
 
 
 def narrow_link() -> None:
-    subprocess.run(["tc", "qdisc", "change", "dev", "eth0", "root", "handle", "1:", "tbf", "rate", "33mbit", "burst",
-                    "12500", "latency", "50ms"], check=True)
+    subprocess.run(["tc", "qdisc", "change", "dev", "eth0", "root", "handle", "1:", "tbf", "rate", "12mbit", "burst",
+                    "6250", "latency", "50ms"], check=True)
 
 
 if __name__ == "__main__":

@@ -95,6 +95,7 @@ def test_the_record_is_given_once(plan, mpirun, two_classes, tmp_path):
     done = mpirun(3, DYING, plan, "train", two_classes, "-o", tmp_path / "m.h5", *options, **ULFM)
     told = result(done)
     assert len(done.stdout.splitlines()) == len(record.read_text().splitlines()) == 1
+    assert sorted(os.listdir(tmp_path)) == ["m.h5", "record.jsonl"], "the live file is gone"
     assert told["ranks_at_starts"] == [3]
     assert len(re.findall(r"was killed by signal 9", done.stderr)) == plan.count(",") + 1
 
