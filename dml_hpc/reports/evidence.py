@@ -109,7 +109,9 @@ def _uneven(scene: Scene, ranks: Sequence[_Rank], excess: Phases) -> tuple[list[
     def more(key: str) -> float:
         return max(median(getattr(one, key) for one in own) - median_low([getattr(one, key) for one in others]), 0.0)
 
-    parts = {"slow_disk": more("disk"), "oversubscribed": more("denied")}
+    # Reading from memory takes long where a rank is slow or has no core, and no disk is to blame.
+    from_disk = 2 * sum(one.stored is not False for one in own) > len(own)
+    parts = {"slow_disk": more("disk") if from_disk else 0.0, "oversubscribed": more("denied")}
     rows, typical_rows = median(one.rows or 0 for one in own), median_low([one.rows or 0 for one in others])
     more_rows = rows / typical_rows - 1 if typical_rows > 0 and rows > 0 else 0.0
     parts["imbalance"] = typical * more_rows if more_rows > 0.05 else 0.0
