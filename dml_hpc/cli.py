@@ -21,6 +21,7 @@ from dml_hpc.parameters import (
     Gpus,
     GridShape,
     Interval,
+    Limits,
     Names,
     Size,
     Sizes,
@@ -99,9 +100,23 @@ def data() -> None:
     """Make and look at data sets: folders of HDF5 shards."""
 
 
+grid = option("--grid", type=GridShape("UxI", "blocks"), default=None, envvar="DML_HPC_RATINGS_GRID",
+              help="ratings: stripes of users and of items that they are cut into.  [default: 16x32; fewer of few]")
+
+
 @data.command("import", cls=SharedVerb)
 @click.argument("sources", nargs=-1, required=True)
 @output
+@option("--user", default=None, metavar="COLUMN", help="ratings: who rated. With --item, SOURCES hold ratings.")
+@option("--item", default=None, metavar="COLUMN", help="ratings: what was rated.")
+@option("--rating", default=None, metavar="COLUMN", help="ratings: how.  [default: 1 each]")
+@option("--time", default=None, metavar="COLUMN", help="ratings: when, a whole number or a date.")
+@grid
+@option("--duplicates", type=click.Choice(["last", "mean", "refuse"]), default=None,
+        help="ratings: what counts where a user has rated an item more than once.  [default: last, by time if there is "
+        "one]")
+@option("--range", "limits", type=Limits(), default=None, help="ratings: refuse others.")
+@option("--text-ids", is_flag=True, help="ratings: ids are text, also where they look like whole numbers.")
 @option("--label", default=None, metavar="COLUMN",
         help="The column to predict (tables need it; rows without a value are dropped), or a file of labels (.npy).")
 @option("--weight", default=None, metavar="COLUMN",
@@ -134,6 +149,8 @@ def data() -> None:
 def data_import(comm: Any, console: Any, **arguments: Any) -> Any:
     """Import tables (.csv, .csv.gz, .csv.zip, .parquet), LIBSVM, .npy, .npz or HDF5 files into HDF5 shards.
 
+    With --user and --item they are ratings, for mf.
+
     SOURCES are files or quoted patterns: 'data/*.csv'. All ranks share the work when there are several.
     """
     from dml_hpc.commands import data_import
@@ -157,6 +174,7 @@ def data_import(comm: Any, console: Any, **arguments: Any) -> Any:
         help="The same as a share of the features.")
 @option("--users", type=POSITIVE, default=None, metavar="N", help="For ratings.")
 @option("--items", type=POSITIVE, default=None, metavar="N", help="For ratings.")
+@grid
 @option("--holdout", type=Finite(0, 1, max_open=True), default=0.0, metavar="SHARE",
         help="Put this share of the rows in OUTPUT/test, the rest in OUTPUT/train.")
 @seed
@@ -201,8 +219,11 @@ def data_verify(comm: Any, console: Any, **arguments: Any) -> Any:
 @data.command("split", cls=SharedVerb)
 @data_argument
 @output
-@option("--holdout", type=Finite(0, 1, min_open=True, max_open=True), required=True, metavar="SHARE",
+@option("--holdout", type=Finite(0, 1, min_open=True, max_open=True), default=None, metavar="SHARE",
         help="Put this share of the rows in OUTPUT/test, the rest in OUTPUT/train.")
+@option("--by", type=click.Choice(["time", "last"]), default=None,
+        help="ratings: hold out the latest ones (time), or every user's last (last, without --holdout).  [default: at "
+        "random]")
 @option("--stratify", is_flag=True, help="Hold out this share of the rows of every label value.")
 @option("--shuffle", is_flag=True, help="Store the rows in random order.")
 @seed

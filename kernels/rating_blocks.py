@@ -43,25 +43,20 @@ def next_order(keys, buckets, order, out):
 
 
 @njit(cache=True, nogil=True)
-def mark_last(users, items, times, order, kept):
-    """Mark in ``kept`` (n,) bool which of ratings sorted by ``order`` (n,) count: of each pair the last.
+def mark_last(starts, times, kept):
+    """Mark in ``kept`` (n,) bool which ratings count, of each pair that of the greatest time, of several the last.
 
-    That is the one of the greatest of ``times`` (n,) int64, of several the one that comes last in ``order``; without
-    ``times`` (0,) the last in ``order``. Equal pairs are neighbours in it.
+    ``starts`` (pairs,) int64 are where the pairs begin, those of a pair being neighbours, in order; ``times`` (n,)
+    int64 are when they were given, or (0,): then the last of each pair counts.
     """
-    last = 0
-    for i in range(len(order)):
-        here = order[i]
-        if i and users[here] == users[order[i - 1]] and items[here] == items[order[i - 1]]:
-            if len(times) == 0 or times[here] >= times[order[last]]:
-                kept[last] = False
+    for p in range(len(starts)):
+        stop = starts[p + 1] if p + 1 < len(starts) else len(kept)
+        last = starts[p]
+        for i in range(starts[p], stop):
+            kept[i] = False
+            if len(times) == 0 or times[i] >= times[last]:
                 last = i
-            else:
-                kept[i] = False
-                continue
-        else:
-            last = i
-        kept[i] = True
+        kept[last] = True
 
 
 @njit(cache=True, nogil=True)
@@ -69,10 +64,3 @@ def held_pairs(users, items, key, share, out):
     """Say in ``out`` (n,) bool which pairs are held out: by a draw that depends on ``key`` and the pair alone."""
     for i in range(len(users)):
         out[i] = uniform(bits(key, users[i]), items[i]) < share
-
-
-@njit(cache=True, nogil=True)
-def add_counts(numbers, counts):
-    """Add to ``counts`` (n,) int64 how often each number comes."""
-    for number in numbers:
-        counts[number] += 1

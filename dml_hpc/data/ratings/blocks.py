@@ -75,7 +75,7 @@ def grid_of(entry: dict[str, Any]) -> Grid:
     for part in parts:
         if part.dtype != np.int64 or not part.size or part.min() < 0:
             raise ValueError("the grid does not consist of whole numbers")
-    grid = Grid(*parts, *(float(entry[name]) for name in ("mean", "lowest", "highest")))
+    grid = Grid(parts[0], parts[1], parts[2], float(entry["mean"]), float(entry["lowest"]), float(entry["highest"]))
     if not all(bounds.ndim == 1 and len(bounds) > 1 and bounds[0] == 0 and (np.diff(bounds) >= 0).all()
                and np.diff(bounds).max() <= np.iinfo(np.int32).max for bounds in (grid.user_bounds, grid.item_bounds)):
         raise ValueError("the bounds of the grid do not rise from 0")
