@@ -9,6 +9,9 @@ import click
 
 from dml_hpc import __version__
 from dml_hpc.comm import ALLREDUCES, COMPRESSIONS, REDUCERS
+from dml_hpc.decomposition.mf import ALGORITHMS as MF_ALGORITHMS
+from dml_hpc.decomposition.mf import EPOCHS as MF_EPOCHS
+from dml_hpc.decomposition.mf import SCHEDULES as MF_SCHEDULES
 from dml_hpc.decomposition.svd import METHODS as SVD_METHODS
 from dml_hpc.device import DEVICES
 from dml_hpc.objectives import ACTIVATIONS, OBJECTIVES
@@ -31,7 +34,7 @@ from dml_hpc.parameters import (
     arguments_of,
 )
 from dml_hpc.trainers import ALGORITHMS, EXCHANGES, WEIGHTINGS
-from dml_hpc.verb import RanksVerb, SharedVerb, Verb, option, run
+from dml_hpc.verb import RanksVerb, SharedVerb, Verb, Verbs, option, run
 
 PATH = click.Path(path_type=Path)
 POSITIVE = click.IntRange(min=1)
@@ -78,7 +81,7 @@ skip_bad_shards = option("--skip-bad-shards", is_flag=True, help="Leave out shar
 seed = option("--seed", type=click.IntRange(min=0), default=0, help="Seed of everything random.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="dml-hpc")
 def root() -> None:
     """Train and factorise over MPI: HDF5 shards in, a model and an honest scaling report out.
@@ -486,6 +489,61 @@ def svd_apply(comm: Any, console: Any, **arguments: Any) -> Any:
     from dml_hpc.commands import svd_apply
 
     return svd_apply.run(comm, console, **arguments)
+
+
+@root.command(cls=RanksVerb)
+@click.argument("ratings", type=PATH)
+@output
+@option("-k", "--k", "k", type=click.IntRange(1, 4096), default=32, metavar="N", help="Factors of a user and of an "
+        "item.")
+@option("--algorithm", type=click.Choice(MF_ALGORITHMS), default="sgd", envvar="DML_HPC_MF_ALGORITHM",
+        help="sgd: stratified stochastic gradient "
+        "descent, item factors travel round the ranks.")
+@option("--l2", type=NOT_NEGATIVE, default=0.05, metavar="λ", help="Penalty λ(‖p‖² + ‖q‖² + b² + c²), once a rating.")
+@option("--biases/--no-biases", default=True, help="Learn what is particular to a user, or to an item, alone.")
+@option("--schedule", type=click.Choice(MF_SCHEDULES), default="adagrad", envvar="DML_HPC_MF_SCHEDULE",
+        help="How step sizes change; adagrad's fall for each row by itself.")
+@option("--step-size", type=Finite(min=0, min_open=True), default=None, help="Step size at the start, for ratings "
+        "divided by their deviation.  [default: 0.1; cosine, inverse-time: 0.05; constant, bold-driver: 0.02]")
+@option("--epochs", type=POSITIVE, default=None, help="Passes over the ratings.  "
+        f"[default: {MF_EPOCHS}; with --time-budget no limit]")
+@option("--time-budget", type=Finite(min=0, min_open=True), default=None, metavar="SECONDS", help="Stop after the first "
+        "epoch that ends later than this.")
+@option("--tolerance", type=NOT_NEGATIVE, default=None, metavar="SHARE", help="Stop when an epoch lowers the RMSE, that "
+        "of --test where it is given, by less than this share of it.  [default: never]")
+@option("--test", type=PATH, default=None, metavar="RATINGS", help="Tell the RMSE of these ratings, too, after every "
+        "epoch; their users and items are matched by their ids.")
+@option("--factors", type=click.Choice(["float32", "float16"]), default="float32", help="Type in which factors are kept "
+        "and sent; sums are float32.")
+@option("--threads", type=POSITIVE, default=None, metavar="N", help="Blocks that a rank works on at a time.  [default: "
+        "OMP_NUM_THREADS, or the rank's share of the cores]")
+@option("--memory-limit", type=Size(), default=None, help="Memory that a rank may take in all, such as 2G; compressed "
+        "ratings that do not fit are read again in each pass.")
+@option("--reproducible", is_flag=True, help="The same factors, bit for bit, on any number of ranks, as is always so "
+        "with sgd; refuses what would prevent it.")
+@seed
+@options(KEEPING_OPTIONS, SURVIVAL_OPTIONS)
+@option("--trace", type=PATH, default=None, metavar="FILE.json",
+        help="Write a timeline of every rank for chrome://tracing or ui.perfetto.dev.")
+@overwrite
+def mf(comm: Any, console: Any, **arguments: Any) -> Any:
+    """Factors of users and items whose products predict RATINGS: matrix factorisation.
+
+    RATINGS is a data set that `data import --user … --item … --rating …` has made. See also: mf evaluate.
+    """
+    from dml_hpc.commands import mf
+
+    return mf.run(comm, console, **arguments)
+
+
+@root.command("mf evaluate", cls=RanksVerb)
+@click.argument("factors", type=PATH)
+@click.argument("ratings", type=PATH)
+def mf_evaluate(comm: Any, console: Any, **arguments: Any) -> Any:
+    """How far the predictions of FACTORS, which mf wrote, are off for RATINGS."""
+    from dml_hpc.commands import mf_evaluate
+
+    return mf_evaluate.run(comm, console, **arguments)
 
 
 @root.command(cls=Verb, context_settings={"ignore_unknown_options": True})

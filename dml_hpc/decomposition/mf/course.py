@@ -10,7 +10,7 @@ from typing import Any
 
 from dml_hpc.decomposition.mf.held_out import Errors
 from dml_hpc.decomposition.mf.sgd import Sgd
-from dml_hpc.decomposition.mf.steps import StepSizes
+from dml_hpc.decomposition.mf.steps import DEFAULT_STEP_SIZE, StepSizes
 from dml_hpc.errors import AgreedError
 from dml_hpc.store.saving import Saving
 from dml_hpc.store.state import State
@@ -91,7 +91,7 @@ def learn(sgd: Sgd, steps: StepSizes, limits: Limits, saving: Saving, own_rating
         outcome.learning_s += time.perf_counter() - began
         outcome.epochs += 1
         if not rmse <= DIVERGED * sgd.scale:
-            raise AgreedError(_diverged(outcome.epochs, rmse, step_size, sgd.most_weight), 0, 1)
+            raise AgreedError(_diverged(outcome.epochs, rmse, step_size, steps.name, sgd.most_weight), 0, 1)
         steps.after(rmse)
         outcome.rmse_train.append(rmse)
         outcome.step_sizes.append(step_size)
@@ -123,8 +123,9 @@ def _settled(errors: list[float], tolerance: float) -> bool:
     return len(errors) > 1 and errors[-2] - errors[-1] < tolerance * errors[-2]
 
 
-def _diverged(epoch: int, rmse: float, step_size: float, most_weight: float) -> str:
+def _diverged(epoch: int, rmse: float, step_size: float, schedule: str, most_weight: float) -> str:
     how = f"rose to {rmse:.3g}" if math.isfinite(rmse) else "is no longer finite"
     why = f", for a rating that weighs {most_weight:g}," if most_weight > 1 else ""
+    better = min(step_size / 10, DEFAULT_STEP_SIZE[schedule])
     return (f"the training RMSE {how} in epoch {epoch}: the step size {step_size:.3g}{why} is too large for these "
-            f"ratings: try --step-size {step_size / 10:.1g}, or a larger --l2; no factors are saved")
+            f"ratings: try --step-size {better:.1g}, or a larger --l2; no factors are saved")

@@ -93,6 +93,18 @@ class Sgd:
         if error[0] is None:
             self._team.Free()
 
+    @staticmethod
+    def compile(settings: Settings, weighted: bool) -> None:
+        """Have the kernels compiled, or read from their cache, by running them on no ratings."""
+        form = Format(settings.k, np.dtype(settings.factors), settings.biases, settings.adaptive)
+        numbers, values = np.empty(0, np.int32), np.empty(0, np.float32)
+        rows, shape = Rows(form, 1), lanes_of(form.width)
+        rows.draw(0, settings.seed, USERS, 1.0)
+        p, b, squares = rows.part(0, 1)
+        sgd(numbers, numbers, values, values if weighted else None, p, p, b, b, squares, squares, *shape,
+            *map(np.float32, (0, 1, 0, 0, 0)), 0)
+        predict(numbers, numbers, p, p, b, b, *shape, np.float32(0), np.float32(1), values)
+
     def begin(self) -> None:
         """Set all factors to random ones, the same for any number of ranks, and biases to 0."""
         deviation = DEVIATION / self.settings.k**0.25

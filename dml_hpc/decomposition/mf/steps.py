@@ -7,7 +7,7 @@ import math
 from dml_hpc.decomposition.mf import SCHEDULES
 from dml_hpc.store.state import Values
 
-DEFAULT_STEP_SIZE = {"constant": 0.01, "inverse-time": 0.04, "cosine": 0.04, "bold-driver": 0.01, "adagrad": 0.1}
+DEFAULT_STEP_SIZE = {"constant": 0.02, "inverse-time": 0.05, "cosine": 0.05, "bold-driver": 0.02, "adagrad": 0.1}
 GROWTH, CUT = 1.05, 0.5
 HALF_LIFE = 10.0
 
