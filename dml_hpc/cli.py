@@ -499,7 +499,7 @@ def svd_apply(comm: Any, console: Any, **arguments: Any) -> Any:
 @option("--algorithm", type=click.Choice(MF_ALGORITHMS), default="sgd", envvar="DML_HPC_MF_ALGORITHM",
         help="sgd: stratified stochastic gradient "
         "descent, item factors travel round the ranks.")
-@option("--l2", type=NOT_NEGATIVE, default=0.05, metavar="λ", help="Penalty λ(‖p‖² + ‖q‖² + b² + c²), once a rating.")
+@option("--l2", type=NOT_NEGATIVE, default=0.05, metavar="λ", help="Penalty λ(‖p‖² + ‖q‖² + b² + c²) a rating.")
 @option("--biases/--no-biases", default=True, help="Learn what is particular to a user, or to an item, alone.")
 @option("--schedule", type=click.Choice(MF_SCHEDULES), default="adagrad", envvar="DML_HPC_MF_SCHEDULE",
         help="How step sizes change; adagrad's fall for each row by itself.")
@@ -507,14 +507,14 @@ def svd_apply(comm: Any, console: Any, **arguments: Any) -> Any:
         "divided by their deviation.  [default: 0.1; cosine, inverse-time: 0.05; constant, bold-driver: 0.02]")
 @option("--epochs", type=POSITIVE, default=None, help="Passes over the ratings.  "
         f"[default: {MF_EPOCHS}; with --time-budget no limit]")
-@option("--time-budget", type=Finite(min=0, min_open=True), default=None, metavar="SECONDS", help="Stop after the first "
-        "epoch that ends later than this.")
-@option("--tolerance", type=NOT_NEGATIVE, default=None, metavar="SHARE", help="Stop when an epoch lowers the RMSE, that "
-        "of --test where it is given, by less than this share of it.  [default: never]")
-@option("--test", type=PATH, default=None, metavar="RATINGS", help="Tell the RMSE of these ratings, too, after every "
-        "epoch; their users and items are matched by their ids.")
-@option("--factors", type=click.Choice(["float32", "float16"]), default="float32", help="Type in which factors are kept "
-        "and sent; sums are float32.")
+@option("--time-budget", type=Finite(min=0, min_open=True), default=None, metavar="SECONDS", help="Stop after the "
+        "first epoch that ends later than this.")
+@option("--tolerance", type=NOT_NEGATIVE, default=None, metavar="SHARE", help="Stop when an epoch lowers the RMSE, "
+        "that of --test where it is given, by less than this share of it.  [default: never]")
+@option("--test", type=PATH, default=None, metavar="RATINGS", help="Tell the RMSE of these ratings, too, after "
+        "every epoch; their users and items are matched by their ids.")
+@option("--factors", type=click.Choice(["float32", "float16"]), default="float32", help="Type in which factors are "
+        "kept and sent; sums are float32.")
 @option("--threads", type=POSITIVE, default=None, metavar="N", help="Blocks that a rank works on at a time.  [default: "
         "OMP_NUM_THREADS, or the rank's share of the cores]")
 @option("--memory-limit", type=Size(), default=None, help="Memory that a rank may take in all, such as 2G; compressed "

@@ -8,9 +8,9 @@ ratings. With e = (r − μ)/s − (b_u + c_i + p_u·q_i) a rating of weight w a
 (Koren, Bell and Volinsky, *Matrix factorization techniques for recommender systems*, IEEE Computer 42(8), 2009, whose
 penalties count once a rating too), and a step goes against the gradient of that.
 
-Rows of ``p`` and ``q`` have 16·``len(lanes)``·(1 + ``len(more)``) elements, float32 or the bits of float16 (uint16), flat; see
-`dml_hpc.kernels.rating_rows`. ``users`` and ``items`` (n,) int32 are rows, ``ratings`` and ``weights`` (n,) float32,
-``weights`` None: 1 each. ``b`` and ``c`` are the biases (rows,) float32, None: there are none.
+Rows of ``p`` and ``q`` have 16·``len(lanes)``·(1 + ``len(more)``) elements, float32 or the bits of float16 (uint16),
+flat; see `dml_hpc.kernels.rating_rows`. ``users`` and ``items`` (n,) int32 are rows, ``ratings`` and ``weights`` (n,)
+float32, ``weights`` None: 1 each. ``b`` and ``c`` are the biases (rows,) float32, None: there are none.
 """
 
 from __future__ import annotations

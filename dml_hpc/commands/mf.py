@@ -40,9 +40,9 @@ def run(comm: Intracomm, console: Console, ratings: Path, output: Path, k: int =
         keep: int | None = None, resume: bool = False, memory: Memory | None = None) -> dict[str, Any]:
     """Collective: factorise the data set ``ratings`` and write the factors to ``output``.
 
-    ``checkpoint``, ``checkpoint_every``, ``keep``, ``resume`` and ``memory`` are those of `Keeping`; a step is an epoch.
-    Returns the ``--json`` keys. Raises `AgreedError` on every rank for what the user can mend, before anything is
-    written.
+    ``checkpoint``, ``checkpoint_every``, ``keep``, ``resume`` and ``memory`` are those of `Keeping`; a step is an
+    epoch. Returns the ``--json`` keys. Raises `AgreedError` on every rank for what the user can mend, before anything
+    is written.
     """
     started = time.perf_counter()
     keeping = Keeping(checkpoint, checkpoint_every, keep, resume, memory)
@@ -114,8 +114,9 @@ def run(comm: Intracomm, console: Console, ratings: Path, output: Path, k: int =
         "unknown_users": None if outcome.errors is None else outcome.errors.unknown_users,
         "unknown_items": None if outcome.errors is None else outcome.errors.unknown_items,
         "rmses_train": outcome.rmse_train, "rmses_test": outcome.rmse_test, "step_sizes": outcome.step_sizes,
-        "l2": l2, "biases": biases, "schedule": schedule, "step_size": step_size, "factors_dtype": factors, "seed": seed,
-        "threads": threads, "reproducible": reproducible, "stopped": outcome.stopped, "weights_digest": digest,
+        "l2": l2, "biases": biases, "schedule": schedule, "step_size": step_size, "factors_dtype": factors,
+        "seed": seed, "threads": threads, "reproducible": reproducible, "stopped": outcome.stopped,
+        "weights_digest": digest,
         "users": learnt.grid.users, "items": learnt.grid.items, "ratings": learnt.grid.ratings,
         "rows": learnt.grid.ratings, "grid": list(learnt.grid.shape), "ranks_at_work": active, "data": str(ratings),
         "test": None if test is None else str(test), "output": str(output),
@@ -153,8 +154,8 @@ def _check_limits(kept: Kept | None, epochs: int | None) -> None:
     """Raise `UserError` when the run in ``kept`` is past ``epochs``: it would be returned as what was asked for."""
     done = 0 if kept is None else kept.part("loop").values["step"]
     if epochs is not None and done > epochs:
-        raise UserError(f"{getattr(kept, 'path', 'what is remembered')} has done {done:,} epochs, and --epochs asks for "
-                        f"{epochs:,}; give more, or give another --checkpoint folder")
+        raise UserError(f"{getattr(kept, 'path', 'what is remembered')} has done {done:,} epochs, and --epochs asks "
+                        f"for {epochs:,}; give more, or give another --checkpoint folder")
 
 
 def _pieces(sgd: Sgd, ratings: StoredRatings, scale: float) -> list[Piece]:
@@ -180,8 +181,8 @@ def _introduce(console: Console, ratings: StoredRatings, sgd: Sgd, ranks: int) -
                     f"nothing to do; import the ratings with --grid {ranks}x{2 * ranks} to use all")
     stripes = [grid.counts[sgd.strata.bounds[rank]:sgd.strata.bounds[rank + 1]].sum() for rank in range(active)]
     if active > 1 and max(stripes) > 1.5 * grid.ratings / active:
-        console.say(f"warning  rank {stripes.index(max(stripes))} has {max(stripes) / grid.ratings:.0%} of the ratings, "
-                    "as a stripe of users holds so many: the others will wait for it")
+        console.say(f"warning  rank {stripes.index(max(stripes))} has {max(stripes) / grid.ratings:.0%} of the "
+                    "ratings, as a stripe of users holds so many: the others will wait for it")
 
 
 def _tell(console: Console, result: dict[str, Any]) -> None:

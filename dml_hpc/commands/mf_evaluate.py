@@ -63,8 +63,8 @@ def run(comm: Intracomm, console: Console, factors: Path, ratings: Path) -> dict
     console.say(f"evaluate {factors} on {ratings}: {int(count):,} ratings, RMSE {result['rmse']:.4f}, "
                 f"MAE {result['mae']:.4f}")
     if unknown_users or unknown_items:
-        console.say(f"         {int(unknown_users):,} are of users and {int(unknown_items):,} of items that the factors do "
-                    "not know")
+        console.say(f"         {int(unknown_users):,} are of users and {int(unknown_items):,} of items that the "
+                    "factors do not know")
     return result
 
 

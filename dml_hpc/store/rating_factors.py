@@ -49,8 +49,9 @@ def write_rating_factors(comm: Intracomm, path: Path, pieces: Sequence[Piece], u
 
     The ``pieces`` of all ranks hold every row of each array once; a lower rank has lower rows, and its pieces are in
     order. Rank 0 writes them as they come, without having all of them at any time. The file has `ARRAYS` (biases where
-    there are any) as contiguous datasets, little endian; ``users`` and ``items``, the ids, UTF-8 or int64; as attributes
-    ``mean``, ``settings`` (JSON), ``digest``, ``format``, ``kind`` and ``dml_hpc_version``. Raises `AgreedError`.
+    there are any) as contiguous datasets, little endian; ``users`` and ``items``, the ids, UTF-8 or int64; as
+    attributes ``mean``, ``settings`` (JSON), ``digest``, ``format``, ``kind`` and ``dml_hpc_version``. Raises
+    `AgreedError`.
     """
     heads = comm.allgather([(piece.name, piece.array.shape, piece.array.dtype.str) for piece in pieces])
     names = [name for name in ARRAYS if any(name == one for own in heads for one, *_ in own)]
@@ -146,7 +147,8 @@ def _skeleton(partial: Path, path: Path, shapes: dict[str, tuple[tuple[int, ...]
             how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
             how.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-            made = h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype), h5py.h5s.create_simple(shape), how)
+            space = h5py.h5s.create_simple(shape)
+            made = h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype), space, how)
             offsets[name] = made.get_offset() or 0
     return offsets
 
@@ -204,10 +206,13 @@ def read_rating_factors(path: Path) -> RatingFactors:
             if file.attrs["format"] != FORMAT:
                 raise UserError(f"{path} has format {file.attrs['format']}, this version reads {FORMAT}; run mf again")
             arrays = {name: _mapped(path, file, name) if file.get(name, getlink=True) else None for name in ARRAYS}
-            ids = [_ids(own(path, file, name)) for name in IDS]
+            users, items = (_ids(own(path, file, name)) for name in IDS)
             settings, digest = json.loads(file.attrs["settings"]), file.attrs["digest"].decode()
-            found = RatingFactors(path, *(arrays[name] for name in ARRAYS), *ids,  # type: ignore[arg-type]
-                                  float(file.attrs["mean"]), settings, digest)
+            user_factors, item_factors = arrays["user_factors"], arrays["item_factors"]
+            if user_factors is None or item_factors is None:
+                raise ValueError("its factors are missing")
+            found = RatingFactors(path, user_factors, item_factors, arrays["user_biases"], arrays["item_biases"], users,
+                                  items, float(file.attrs["mean"]), settings, digest)
         damage = _damage(found)
     except HDF5_ERRORS as error:
         raise UserError(f"{path} cannot be read as factors: {first_line(error)}") from None

@@ -130,6 +130,7 @@ def test_predictions_of_known_and_unknown():
     found = np.empty(len(users), np.float32)
     predict(users, items, p.reshape(-1), q.reshape(-1), b, c, *lanes_of(p.shape[1]), *numbers(MEAN, SCALE), found)
     u, i = users >= 0, items >= 0
-    score = np.where(u & i, np.sum(p[users] * q[items], axis=1), 0) + np.where(u, b[users], 0) + np.where(i, c[items], 0)
+    score = np.where(u & i, np.sum(p[users] * q[items], axis=1), 0)
+    score += np.where(u, b[users], 0) + np.where(i, c[items], 0)
     np.testing.assert_allclose(found, MEAN + SCALE * score, rtol=1e-5)
     assert found[3] == MEAN

@@ -36,9 +36,9 @@ class _Travelling(NamedTuple):
 class Carousel:
     """The item stripes of this rank of ``comm``, of which each has user stripes in ``strata``.
 
-    ``item_bounds`` (I + 1,) are those of the grid. An epoch is: `start`; then in every stratum and for each of the rank's
-    user stripes in turn `stripe`, and `leave` after the first; `finish`. Before and after it, ``strata.home(rank)`` are
-    here. Not collective but where it says so; no rank may begin an epoch that others do not.
+    ``item_bounds`` (I + 1,) are those of the grid. An epoch is: `start`; then in every stratum and for each of the
+    rank's user stripes in turn `stripe`, and `leave` after the first; `finish`. Before and after it,
+    ``strata.home(rank)`` are here. Not collective but where it says so; no rank may begin an epoch that others do not.
     """
 
     def __init__(self, comm: Intracomm, strata: Strata, item_bounds: np.ndarray, form: Format):

@@ -23,8 +23,8 @@ PART = "mf"
 
 @dataclass(frozen=True)
 class Limits:
-    """When a run ends: after ``epochs``, after ``seconds``, or an epoch that lowers the error by less than ``tolerance``
-    of it (None: never mind). The error is that of the ratings held out where there are any.
+    """When a run ends: after ``epochs``, after ``seconds``, or an epoch that lowers the error by less than
+    ``tolerance`` of it (None: never mind). The error is that of the ratings held out where there are any.
     """
 
     epochs: int | None

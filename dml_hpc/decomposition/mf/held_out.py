@@ -77,7 +77,7 @@ class HeldOut:
             relative = [np.where(numbers[places] < 0, -1, numbers[places] - bounds[stripe]).astype(np.int32)
                         for numbers, bounds, stripe in ((users, grid.user_bounds, own[0]),
                                                         (items, grid.item_bounds, own[1]))]
-            self._parts[own] = Part(*relative, ratings[places], weights[places])
+            self._parts[own] = Part(relative[0], relative[1], ratings[places], weights[places])
 
     def part(self, u: int, i: int) -> tuple[Part, np.ndarray] | None:
         """Return the ratings of a block, and where their predictions (n,) float32 go; None: there are none."""
@@ -95,8 +95,10 @@ class HeldOut:
         """Collective: return the errors of all that was measured since the last call."""
         weight, squares, sizes = summed(self._comm, self._sums).tolist()
         self._sums[:] = 0
-        told = (math.sqrt(squares / weight), sizes / weight) if weight > 0 else (None, None)
-        return Errors(*told, self.ratings, *self.unknown)
+        users, items = self.unknown
+        if not weight > 0:
+            return Errors(None, None, self.ratings, users, items)
+        return Errors(math.sqrt(squares / weight), sizes / weight, self.ratings, users, items)
 
 
 def _stripe(bounds: np.ndarray, numbers: np.ndarray) -> np.ndarray:

@@ -42,15 +42,16 @@ def _lines(size: int) -> int:
 class Rows:
     """``count`` rows in ``memory`` (bytes,), which begins with a cache line; None: in memory of their own.
 
-    ``factors`` (count, width), of the format's dtype; ``biases`` and ``squares`` (count,) float32, None where the format
-    has none. ``flat`` are the factors as the kernels take them. ``raw`` are all bytes, which is what travels.
+    ``factors`` (count, width), of the format's dtype; ``biases`` and ``squares`` (count,) float32, None where the
+    format has none. ``flat`` are the factors as the kernels take them. ``raw`` are all bytes, which is what travels.
     """
 
     def __init__(self, form: Format, count: int, memory: np.ndarray | None = None):
         self.form, self.count = form, count
         self.raw = (aligned(form.bytes(count)) if memory is None else memory)[:form.bytes(count)]
-        parts, first = [], 0
-        for size, dtype in zip(form._sizes(count), (form.dtype, "float32", "float32"), strict=True):
+        parts: list[np.ndarray] = []
+        first = 0
+        for size, dtype in zip(form._sizes(count), (form.dtype, *(np.dtype(np.float32),) * 2), strict=True):
             parts.append(self.raw[first:first + size].view(dtype))
             first += _lines(size)
         self.factors = parts[0].reshape(count, form.width)

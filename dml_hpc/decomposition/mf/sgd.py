@@ -53,8 +53,8 @@ class Settings:
 class Sgd:
     """The factors of ``ratings``, on all ranks of ``comm``, and the passes that improve them.
 
-    Rank r has ``users``, the rows of its user stripes, and `items`. A rating is predicted as ``mean`` + ``scale``·(b_u +
-    c_i + p_u·q_i): penalties are scaled so that they mean the same for ratings of any unit. ``held`` are ratings to
+    Rank r has ``users``, the rows of its user stripes, and `items`. A rating is predicted as ``mean`` + ``scale``·(b_u
+    + c_i + p_u·q_i): penalties are scaled so that they mean the same for ratings of any unit. ``held`` are ratings to
     measure on. Collective; close it by ``with``. Raises `AgreedError` where ratings cannot be read.
     """
 
@@ -78,7 +78,7 @@ class Sgd:
         self.users = Rows(self.form, int(bounds[self.own.stop]) - self.first_user if self.own else 0)
         self._of_stripe = {u: self.users.part(int(bounds[u]) - self.first_user, int(bounds[u + 1]) - self.first_user)
                            for u in self.own}
-        self._team = comm.Split(0 if self.own else 1, comm.rank)
+        self._team: Intracomm = comm.Split(0 if self.own else 1, comm.rank)  # type: ignore[assignment]
         self.carousel = Carousel(self._team, self.strata, grid.item_bounds, self.form) if self.own else None
         threads = min(settings.threads, len(self.own))
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
@@ -139,7 +139,8 @@ class Sgd:
             for start, stop in ((first, count), (0, first)):
                 for low in range(start, stop, PIECE_RATINGS):
                     part = slice(low, min(low + PIECE_RATINGS, stop))
-                    total += sgd(*(None if one is None else one[part] for one in block), p, q, b, c, p_squares,
+                    cut = (None if one is None else one[part] for one in block)
+                    total += sgd(*cut, p, q, b, c, p_squares,
                                  q_squares, *constants, 0)
                     between()
             return total
@@ -215,7 +216,8 @@ class Sgd:
     def state(self) -> State:
         """Return what `restore` needs; between passes."""
         state = State({"mean": self.mean, "scale": self.scale})
-        grid, parts = self._grid, [("users", self.first_user, grid.users, self.users)]
+        grid = self._grid
+        parts = [("users", self.first_user, grid.users, self.users)]
         parts += [("items", int(grid.item_bounds[i]), grid.items, rows) for i, rows in self.items()]
         for name, first, total, rows in parts:
             for kind, array in _arrays(rows):

@@ -2,8 +2,8 @@
 
 Item stripes sit on a carousel of L = max(U, I) places, stripe i on place i when an epoch begins. User stripe u has the
 place ⌊u·L/U⌋. In stratum s = 0 … L − 1 of an epoch the stripe (place + s) mod L stands at a place: every user stripe
-works on the item stripe that stands at its own. Blocks of one stratum share neither users nor items, so that they can be
-worked on at the same time, and after L strata every block has had its turn and every item stripe is back (Gemulla et
+works on the item stripe that stands at its own. Blocks of one stratum share neither users nor items, so that they can
+be worked on at the same time, and after L strata every block has had its turn and every item stripe is back (Gemulla et
 al., *Large-scale matrix factorization with distributed stochastic gradient descent*, KDD 2011). Where there are more
 item stripes than user stripes, a stripe rests between two places, which leaves time for it to travel (Yun et al.,
 *NOMAD*, VLDB 2014, has more item blocks than workers for the same reason).
@@ -23,8 +23,8 @@ import numpy as np
 class Strata:
     """The schedule for blocks with ``counts`` (U, I) ratings, shared by the first ``active`` of ``ranks`` ranks.
 
-    Rank r < active has the user stripes ``bounds[r]`` … ``bounds[r + 1]`` − 1, at least one; they hold about equally many
-    ratings. Other ranks have none: there are fewer stripes than ranks.
+    Rank r < active has the user stripes ``bounds[r]`` … ``bounds[r + 1]`` − 1, at least one; they hold about equally
+    many ratings. Other ranks have none: there are fewer stripes than ranks.
     """
 
     def __init__(self, counts: np.ndarray, ranks: int):
