@@ -27,6 +27,7 @@ MOST_LANES = 8
 """Sixteens of a row that are computed without a loop."""
 _PLACE = np.uintp
 """Of what is no negative number: else each access would ask whether to count from the end."""
+_ONE, _TWO = _PLACE(1), _PLACE(2)
 _AHEAD = 6
 """How many ratings ahead rows are fetched."""
 
@@ -57,10 +58,12 @@ def sgd(users, items, ratings, weights, p, q, b, c, p_squares, q_squares, lanes,
         bias_l2, first):
     """Take a step for each rating, from number ``first`` on and around; return the sum of w·e² before each step.
 
-    ``p_squares`` and ``q_squares`` (rows,) float32 are sums of squared gradients, a mean over each row: steps are then
-    ``step_size``/√(1 + sum), AdaGrad with one step size a row (Duchi, Hazan and Singer, JMLR 12, 2011; Chin, Zhuang,
-    Juan and Lin, *A learning-rate schedule for stochastic gradient methods to matrix factorization*, PAKDD 2015).
-    None: all steps are ``step_size``. The numbers after ``more`` are float32, but ``first``.
+    ``p_squares`` and ``q_squares`` (2·rows,) float32 hold for each row the sum of its squared gradients, as a mean
+    over its elements, and its own squared length, as `measure` has set it: it follows from step to step, and costs no
+    second look at the row. Steps are then ``step_size``/√(1 + sum), AdaGrad with one step size a row (Duchi, Hazan and
+    Singer, JMLR 12, 2011; Chin, Zhuang, Juan and Lin, *A learning-rate schedule for stochastic gradient methods to
+    matrix factorization*, PAKDD 2015). None: all steps are ``step_size``. The numbers after ``more`` are float32, but
+    ``first``.
     """
     count, width, total = len(ratings), np.int64(len(lanes) * LANES * (1 + len(more))), 0.0
     one, inverse = np.float32(1), np.float32(1) / scale
@@ -81,13 +84,16 @@ def sgd(users, items, ratings, weights, p, q, b, c, p_squares, q_squares, lanes,
             total += np.float64(weight * e * e)
             step_p, step_q = step_size * weight, step_size * weight
             if p_squares is not None:
-                pp, qq = _product(p, at, p, at, lanes, more), _product(q, to, q, to, lanes, more)
-                both, ww = np.float32(2) * e * l2 * product, weight * weight * mean_of
-                step_p /= np.float32(math.sqrt(one + p_squares[u]))
-                step_q /= np.float32(math.sqrt(one + q_squares[i]))
-                p_squares[u] += ww * (e * e * qq - both + l2 * l2 * pp)
-                q_squares[i] += ww * (e * e * pp - both + l2 * l2 * qq)
+                step_p /= np.float32(math.sqrt(one + p_squares[_TWO * u]))
+                step_q /= np.float32(math.sqrt(one + q_squares[_TWO * i]))
             keep_p, gain_p, keep_q, gain_q = one - step_p * l2, step_p * e, one - step_q * l2, step_q * e
+            if p_squares is not None:
+                pp, qq = p_squares[_TWO * u + _ONE], q_squares[_TWO * i + _ONE]
+                twice, ww = np.float32(2) * product, weight * weight * mean_of
+                p_squares[_TWO * u] += ww * max(e * e * qq - e * l2 * twice + l2 * l2 * pp, np.float32(0))
+                q_squares[_TWO * i] += ww * max(e * e * pp - e * l2 * twice + l2 * l2 * qq, np.float32(0))
+                p_squares[_TWO * u + _ONE] = keep_p * keep_p * pp + keep_p * gain_p * twice + gain_p * gain_p * qq
+                q_squares[_TWO * i + _ONE] = keep_q * keep_q * qq + keep_q * gain_q * twice + gain_q * gain_q * pp
             row_step(p, at, q, to, keep_p, gain_p, keep_q, gain_q, lanes)
             for piece in range(len(more)):
                 there = (piece + 1) * MOST_LANES * LANES
@@ -96,6 +102,14 @@ def sgd(users, items, ratings, weights, p, q, b, c, p_squares, q_squares, lanes,
                 b[u] += step_p * (e - bias_l2 * b[u])
                 c[i] += step_q * (e - bias_l2 * c[i])
     return total
+
+
+@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+def measure(p, squares, lanes, more):
+    """Set the squared lengths in ``squares`` (2·rows,) to those that the rows of ``p`` have; see `sgd`."""
+    width = np.int64(len(lanes) * LANES * (1 + len(more)))
+    for row in range(len(squares) // 2):
+        squares[2 * row + 1] = _product(p, row * width, p, row * width, lanes, more)
 
 
 @njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dml_hpc.kernels.rating_sgd import lanes_of, padded, predict, sgd
+from dml_hpc.kernels.rating_sgd import lanes_of, measure, padded, predict, sgd
 
 pytestmark = pytest.mark.maths
 
@@ -31,8 +31,12 @@ def numbers(*values: float) -> tuple[np.float32, ...]:
 
 def run(given, step_size: float, l2: float, bias_l2: float, squares=(None, None), first: int = 0) -> float:
     users, items, ratings, weights, p, q, b, c = given
+    if squares[0] is not None:
+        for factors, sums in zip((p, q), squares, strict=True):
+            measure(factors.reshape(-1), sums.reshape(-1), *lanes_of(p.shape[1]))
     flat = [array.view(np.uint16).reshape(-1) if array.dtype == np.float16 else array.reshape(-1) for array in (p, q)]
-    return sgd(users, items, ratings, weights, *flat, b, c, *squares, *lanes_of(p.shape[1]),
+    flat += [b, c, *(None if one is None else one.reshape(-1) for one in squares)]
+    return sgd(users, items, ratings, weights, *flat, *lanes_of(p.shape[1]),
                *numbers(MEAN, SCALE, step_size, l2, bias_l2), first)
 
 
@@ -40,7 +44,7 @@ def reference(given, step_size: float, l2: float, bias_l2: float, squares=(None,
     """The same in float64, one rating after the other; returns (p, q, b, c, squares, summed loss)."""
     users, items, ratings, weights, *arrays = given
     p, q, b, c = (None if one is None else one.astype(np.float64) for one in arrays)
-    sums = [None if one is None else one.astype(np.float64) for one in squares]
+    sums = [None if one is None else one[:, 0].astype(np.float64) for one in squares]
     total, width = 0.0, p.shape[1]
     for n in np.roll(np.arange(len(users)), -first):
         u, i, w = users[n], items[n], 1.0 if weights is None else float(weights[n])
@@ -74,9 +78,13 @@ def test_steps_are_those_of_a_loop_in_float64(k):
 @pytest.mark.parametrize("adaptive", [True, False])
 def test_every_kind_of_step_is_that_of_a_loop_in_float64(biases, weighted, adaptive):
     given = problem(20, biases=biases, weighted=weighted)
-    squares = (np.full(USERS, 0.5, np.float32), np.zeros(ITEMS, np.float32)) if adaptive else (None, None)
+    squares = (np.full((USERS, 2), 0.5, np.float32), np.zeros((ITEMS, 2), np.float32)) if adaptive else (None, None)
     expected = reference(given, 0.05, 0.1, 0.02, squares, 17)
     total = run(given, 0.05, 0.1, 0.02, squares, 17)
+    if adaptive:
+        for (_, length), row in zip(squares[0], given[4], strict=True):  # which is not looked at again, but follows
+            assert length == pytest.approx(row @ row, rel=1e-4)
+        squares = [sums[:, 0] for sums in squares]
     for found, wanted in zip([*given[4:], *squares], [*expected[:4], *expected[4]], strict=True):
         if wanted is None:
             assert found is None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dml_hpc.kernels.random import fill_normals, stream
-from dml_hpc.kernels.rating_sgd import padded
+from dml_hpc.kernels.rating_sgd import lanes_of, measure, padded
 
 LINE_BYTES = 64
 _DRAWN_ROWS = 4096
@@ -15,7 +15,7 @@ _DRAWN_ROWS = 4096
 
 @dataclass(frozen=True)
 class Format:
-    """What a row has: ``k`` factors of ``dtype`` (float32 or float16), a bias, a sum of ``squares``."""
+    """What a row has: ``k`` factors of ``dtype`` (float32 or float16), a bias, and what AdaGrad's ``squares`` take."""
 
     k: int
     dtype: np.dtype
@@ -27,12 +27,16 @@ class Format:
         """Elements of a row; those behind ``k`` are 0."""
         return padded(self.k)
 
+    def elements(self, kind: str) -> int:
+        """Return how many elements of ``factors``, ``biases`` or ``squares`` belong to a row."""
+        return {"factors": self.width, "biases": 1, "squares": 2}[kind]
+
     def bytes(self, rows: int) -> int:
         """Return how much memory ``rows`` rows take, a multiple of a cache line."""
         return sum(_lines(size) for size in self._sizes(rows))
 
     def _sizes(self, rows: int) -> list[int]:
-        return [rows * self.width * self.dtype.itemsize, 4 * rows * self.biased, 4 * rows * self.squares]
+        return [rows * self.width * self.dtype.itemsize, 4 * rows * self.biased, 8 * rows * self.squares]
 
 
 def _lines(size: int) -> int:
@@ -42,8 +46,9 @@ def _lines(size: int) -> int:
 class Rows:
     """``count`` rows in ``memory`` (bytes,), which begins with a cache line; None: in memory of their own.
 
-    ``factors`` (count, width), of the format's dtype; ``biases`` and ``squares`` (count,) float32, None where the
-    format has none. ``flat`` are the factors as the kernels take them. ``raw`` are all bytes, which is what travels.
+    ``factors`` (count, width), of the format's dtype; ``biases`` (count,) and ``squares`` (2·count,), see
+    `dml_hpc.kernels.rating_sgd.sgd`, float32, None where the format has none. ``flat`` are the factors as the kernels
+    take them. ``raw`` are all bytes, which is what travels.
     """
 
     def __init__(self, form: Format, count: int, memory: np.ndarray | None = None):
@@ -62,8 +67,13 @@ class Rows:
     def part(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         """Return the flat factors, biases and squares of rows ``first`` … ``last`` − 1: views."""
         width = self.form.width
-        return (self.flat[first * width:last * width],
-                *(None if one is None else one[first:last] for one in (self.biases, self.squares)))
+        return (self.flat[first * width:last * width], None if self.biases is None else self.biases[first:last],
+                None if self.squares is None else self.squares[2 * first:2 * last])
+
+    def measure(self) -> None:
+        """Set the rows' lengths that go with ``squares`` to what they are."""
+        if self.squares is not None:
+            measure(self.flat, self.squares, *lanes_of(self.form.width))
 
     def draw(self, first: int, seed: int, purpose: int, deviation: float) -> None:
         """Set rows that are numbers ``first`` … of all to random factors, the same whoever has them, and biases 0."""

@@ -100,6 +100,7 @@ class Sgd:
         numbers, values = np.empty(0, np.int32), np.empty(0, np.float32)
         rows, shape = Rows(form, 1), lanes_of(form.width)
         rows.draw(0, settings.seed, USERS, 1.0)
+        rows.measure()
         p, b, squares = rows.part(0, 1)
         sgd(numbers, numbers, values, values if weighted else None, p, p, b, b, squares, squares, *shape,
             *map(np.float32, (0, 1, 0, 0, 0)), 0)
@@ -139,7 +140,7 @@ class Sgd:
             for start, stop in ((first, count), (0, first)):
                 for low in range(start, stop, PIECE_RATINGS):
                     part = slice(low, min(low + PIECE_RATINGS, stop))
-                    cut = (None if one is None else one[part] for one in block)
+                    cut = [None if one is None else one[part] for one in block]
                     total += sgd(*cut, p, q, b, c, p_squares,
                                  q_squares, *constants, 0)
                     between()
@@ -148,6 +149,8 @@ class Sgd:
         def met(u: int, loss: float) -> None:
             sums[u, 0] += loss
 
+        for rows in (self.users, *(rows for _, rows in self.items())):
+            rows.measure()
         self._turn(work, met, self._pool)
         loss = float(summed(self.comm, sums)[0])
         self.clock.lap("communicate")
@@ -161,7 +164,7 @@ class Sgd:
         def work(u: int, i: int, rows: Rows, _: Block) -> float:
             if (found := held.part(u, i)) is not None:
                 part, out = found
-                p, b, _ = self._of_stripe[u]
+                p, b = self._of_stripe[u][:2]
                 predict(part.users, part.items, p, rows.flat, b, rows.biases, *self._shape, np.float32(self.mean),
                         np.float32(self.scale), out)
                 held.measure(u, part, out)
@@ -217,13 +220,11 @@ class Sgd:
         """Return what `restore` needs; between passes."""
         state = State({"mean": self.mean, "scale": self.scale})
         grid = self._grid
-        parts = [("users", self.first_user, grid.users, self.users)]
-        parts += [("items", int(grid.item_bounds[i]), grid.items, rows) for i, rows in self.items()]
-        for name, first, total, rows in parts:
+        for name, first, total, rows in [("users", self.first_user, grid.users, self.users), *(
+                ("items", int(grid.item_bounds[i]), grid.items, rows) for i, rows in self.items())]:
             for kind, array in _arrays(rows):
-                width = array.size // rows.count if rows.count else 0
-                state.put(f"{name}/{kind}", array.reshape(-1), first * width, total * (
-                    self.form.width if kind == "factors" else 1))
+                width = self.form.elements(kind)
+                state.put(f"{name}/{kind}", array.reshape(-1), first * width, total * self.form.elements(kind))
         return state
 
     def restore(self, kept: Kept) -> None:
@@ -232,8 +233,7 @@ class Sgd:
                                   *(("items", int(self._grid.item_bounds[i]), rows) for i, rows in self.items())]:
             rows.raw[:] = 0
             for kind, array in _arrays(rows):
-                width = array.size // rows.count if rows.count else 0
-                kept.read(f"{name}/{kind}", array.reshape(-1), first * width)
+                kept.read(f"{name}/{kind}", array.reshape(-1), first * self.form.elements(kind))
 
 
 def _arrays(rows: Rows) -> list[tuple[str, np.ndarray]]:
