@@ -351,8 +351,10 @@ def _some_of_a_dataset(paths: list[Path]) -> Dataset | None:
         return None
     manifest = read_manifest(folder)
     entries = {shard.file: shard for shard in manifest.shards}
-    if any(path.name not in entries for path in paths) or manifest.kind == "ratings":
+    if any(path.name not in entries for path in paths):
         return None
+    if manifest.kind == "ratings":
+        raise UserError(f"{folder} holds ratings, of which some shards are of no use; name the folder")
     numbers = [manifest.shards.index(entries[path.name]) for path in paths]
     return Dataset(folder, manifest, [folder / shard.file for shard in manifest.shards]).only(numbers)
 

@@ -8,7 +8,6 @@ import numpy as np
 
 from dml_hpc.data.ratings.build import Cut
 from dml_hpc.data.ratings.stripes import Stripe
-from dml_hpc.kernels.random import bits, stream
 
 HELD = 2
 """What a stream of random numbers is for; see `dml_hpc.data.ratings.cutting`."""
@@ -20,6 +19,8 @@ def held_share(cut: Cut, share: float, seed: int, rows: int) -> Callable[[int, S
     The draw depends on the seed, the numbers of a pair, and on how many ratings there are: what is left of a split can
     be split again with the same seed.
     """
+    from dml_hpc.kernels.random import bits, stream
+
     key = bits(stream(seed, HELD), rows)
 
     def held(u: int, stripe: Stripe) -> np.ndarray:
