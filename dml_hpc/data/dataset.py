@@ -330,7 +330,8 @@ def _open(paths: list[Path], keys: Keys | None, labels: bool, ratings: bool, ski
             raise UserError(f"{paths[0]} is a data set with a manifest; --x-key, --y-key and --weight-key are for "
                             "files without one")
         if manifest.kind == "ratings" and not ratings:
-            raise UserError(f"{paths[0]} holds ratings; rows of features are wanted here")
+            raise UserError(f"{paths[0]} holds ratings, rows of features are wanted here; `dml-hpc mf` factorises "
+                            "ratings")
         return Dataset(paths[0], manifest, [paths[0] / shard.file for shard in manifest.shards])
     for path in paths:
         if path.is_dir():
