@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 from fuzz_damage import FORGED, KINDS, Rng
-from ratings_support import all_of, write_rated
+from rated_support import all_of, write_rated
 
 from dml_hpc.cli import main
 from dml_hpc.data import dataset as datasets

@@ -10,12 +10,13 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from ratings_support import all_of, write_rated
+from rated_support import all_of, write_rated
 
 from dml_hpc.cli import main
 from dml_hpc.data.ratings.cutting import numbering
 from dml_hpc.data.ratings.ids import FILE
 from dml_hpc.data.ratings.opened import MemoryRatings, StoredRatings, open_ratings
+from dml_hpc.data.ratings.order import TILE_BITS
 from dml_hpc.data.verification.verify import verify
 from dml_hpc.errors import AgreedError, UserError
 from dml_hpc.mpi import Alone
@@ -74,7 +75,6 @@ def test_every_rating_comes_back_under_its_own_ids(tmp_path: Path, form: str, te
         for i in range(3):
             block, times = ratings.block(u, i), ratings.times(u, i)
             assert [part.dtype for part in block[:3]] == [np.int32, np.int32, np.float32]
-            assert np.array_equal(np.lexsort((block.items, block.users)), np.arange(len(block.users)))
             np.testing.assert_array_equal(block.weights, block.ratings * 2)
             ids = zip(ratings.user_ids(block.users + grid.user_bounds[u]).tolist(),
                       ratings.item_ids(block.items + grid.item_bounds[i]).tolist(), strict=True)
@@ -254,6 +254,18 @@ def test_ratings_in_memory_are_cut_as_those_on_disk(tmp_path: Path) -> None:
             for here, there in zip(stored.block(u, i)[:3], memory.block(u, i)[:3], strict=True):
                 np.testing.assert_array_equal(here, there)
             np.testing.assert_array_equal(stored.times(u, i), memory.times(u, i))
+
+
+def test_a_block_lies_tile_by_tile_and_at_random_in_each() -> None:
+    pairs = RNG.choice(5000 * 9000, 40_000, replace=False)
+    ratings = MemoryRatings(pairs // 9000, pairs % 9000, np.ones(40_000), shape=(1, 1), n_users=5000, n_items=9000)
+    block = ratings.block(0, 0)
+    tile = (block.users >> TILE_BITS) * 5 + (block.items >> TILE_BITS)
+    assert (np.diff(tile) >= 0).all() and len(np.unique(tile)) == 15
+    own = tile == 7
+    # Some 3000 ratings of 2048 users: hardly ever the same user next to itself, and as often up as down.
+    steps = np.diff(block.users[own])
+    assert (steps == 0).mean() < 0.01 and 0.45 < (steps > 0).mean() < 0.55
 
 
 @pytest.mark.parametrize("stripes", [1, 7, 16])

@@ -14,7 +14,7 @@ import scipy.special
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ratings_support import all_of
+from rated_support import all_of
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from dml_hpc.cli import main

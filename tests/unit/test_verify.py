@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 from data_support import ArraySource, write_dataset
-from ratings_support import write_rated
+from rated_support import write_rated
 
 from dml_hpc.cli import main
 from dml_hpc.data.build import build

@@ -44,9 +44,10 @@ def held_since(time: int) -> Callable[[int, Stripe], np.ndarray]:
 
 
 def held_last(u: int, stripe: Stripe) -> np.ndarray:
-    """Hold out each user's latest rating, of several the last as stored; the only one of a user stays."""
+    """Hold out each user's latest rating, of several that of the greatest item number; the only one of a user stays."""
     assert stripe.times is not None
-    order = np.lexsort((np.arange(len(stripe.users)), stripe.times, stripe.users))
+    owner = np.repeat(np.arange(len(stripe.counts)), stripe.counts)
+    order = np.lexsort((stripe.items, owner, stripe.times, stripe.users))
     users = stripe.users[order]
     last = np.append(users[1:] != users[:-1], True)[:len(users)]
     first = np.concatenate([[True], users[1:] != users[:-1]])[:len(users)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -13,7 +14,7 @@ from dml_hpc.data.ratings.blocks import Block, Grid, grid_of, grid_shape
 from dml_hpc.data.ratings.cutting import ITEMS, USERS, numbering
 from dml_hpc.data.ratings.ids import FILE as IDS
 from dml_hpc.data.ratings.ids import Ids, read_ids
-from dml_hpc.data.ratings.order import stored_order, stripes_of
+from dml_hpc.data.ratings.order import pair_order, stored_order, stripes_of
 from dml_hpc.data.stored import StoredArray
 from dml_hpc.errors import UserError
 from dml_hpc.files import file_sha256, first_line
@@ -202,8 +203,13 @@ class MemoryRatings(_Named):
         item_numbers, item_bounds = numbering(counts[1], stripes[1], seed, ITEMS)
         u, i = user_numbers[users], item_numbers[items]
         stripe = stripes_of(u, user_bounds)
-        order = stored_order(u, i, len(counts[0]), item_bounds)
-        order = order[np.argsort(stripe[order], kind="stable")]
+        orders = []
+        for number, (low, high) in enumerate(pairwise(user_bounds.tolist())):
+            mine = np.flatnonzero(stripe == number)
+            for by in (pair_order, stored_order):
+                mine = mine[by(u[mine] - low, i[mine], high - low, item_bounds)]
+            orders.append(mine)
+        order = np.concatenate(orders)
         u, i, own = u[order], i[order], stripe[order]
         other = stripes_of(i, item_bounds)
         blocks = np.bincount(own.astype(np.int64) * stripes[1] + other, minlength=stripes[0] * stripes[1])
