@@ -60,6 +60,14 @@ def mark_last(starts, times, kept):
 
 
 @njit(cache=True, nogil=True)
+def hash_pairs(users, items, key, width, out):
+    """Write a hash of ``width`` bits of each pair to ``out`` (n,) int32; ``key`` (uint64) selects the function."""
+    for i in range(len(users)):
+        pair = (np.uint64(users[i]) << np.uint64(32)) ^ np.uint64(items[i])
+        out[i] = np.int32(bits(key, pair) >> np.uint64(64 - width))
+
+
+@njit(cache=True, nogil=True)
 def held_pairs(users, items, key, share, out):
     """Say in ``out`` (n,) bool which pairs are held out: by a draw that depends on ``key`` and the pair alone."""
     for i in range(len(users)):

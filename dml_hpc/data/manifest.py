@@ -220,6 +220,8 @@ def _check(manifest: Manifest) -> None:
 def _check_grid(manifest: Manifest) -> None:
     entry = manifest.grid
     if entry is None:
+        if manifest.kind == "ratings":
+            raise ValueError("ratings in no grid, as older versions made them")
         return
     grid = grid_of(entry)
     if not (isinstance(entry["timed"], bool) and _is_text(entry["ids_sha256"])) or manifest.kind != "ratings" or \

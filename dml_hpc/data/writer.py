@@ -52,8 +52,6 @@ def filters(compression: str | None) -> dict[str, Any]:
 def open_writer(path: Path, kind: str, rows: int, features: int, dtype: str, compression: str | None = None,
                 weighted: bool = False) -> RowWriter:
     """Begin a shard of ``rows`` rows of ``kind``; raises `OSError` at once when the disk has no room for dense rows."""
-    if kind == "ratings":
-        return RatingsWriter(path, rows, features, dtype, compression)
     return (CsrWriter if kind == "csr" else DenseWriter)(path, rows, features, dtype, compression, weighted)
 
 
@@ -196,21 +194,6 @@ class CsrWriter(RowWriter):
         self._data.close()
         self._indices.close()
         super().__exit__(*error)
-
-
-class RatingsWriter(RowWriter):
-    """``user``, ``item`` and ``rating``, each (rows,); `append` takes users and items as X (count, 2)."""
-
-    def __init__(self, path: Path, rows: int, features: int, dtype: str, compression: str | None):
-        super().__init__(path, rows, compression)
-        self._open(rows * (12 + np.dtype(dtype).itemsize))
-        self._columns = [self._create("user", (rows,), "int64"), self._create("item", (rows,), index_dtype(features)),
-                         self._create("rating", (rows,), label_dtype(dtype))]
-
-    def _write(self, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None, start: int, stop: int) -> None:
-        for column, values in zip(self._columns, (X[:, 0], X[:, 1], y), strict=True):
-            column[start:stop] = values
-        self.nonzeros += len(y)
 
 
 def _starts(found: Any) -> list[int]:

@@ -12,6 +12,9 @@ from dml_hpc.data.sources.parse import Parsed, rows_before
 from dml_hpc.data.sources.tables import BOOLEAN, EMPTY, NUMERIC, Source, Table, TextError, load_pyarrow
 from dml_hpc.errors import UserError
 
+MOST_TABLE = 1 << 24
+"""Ids that differ by less are looked up in a table; hashing takes several times as long."""
+
 
 class Roles(NamedTuple):
     """The names of the columns; ``rating`` None: all are 1. ``weight`` and ``time`` are not always there."""
@@ -100,7 +103,7 @@ def coded(source: Source, piece: Piece, rows: Parsed, want: Wanted) -> Any:
     for role, name in want.roles.given().items():
         column = rows.table.column(name)
         if role in ("user", "item"):
-            array = as_words(column) if role in want.text else _whole(column, name, source).dictionary_encode()
+            array = as_words(column) if role in want.text else _encoded(_whole(column, name, source))
             if array.null_count:
                 raise refuse(int(np.argmax(array.is_null().to_numpy(zero_copy_only=False))),
                              f"its {role} ('{name}') is missing")
@@ -156,6 +159,23 @@ def _whole(column: Any, name: str, source: Source) -> Any:
     except pa.ArrowInvalid as error:
         raise UserError(f"column '{name}' of {source.path} holds no whole numbers of 64 bits ("
                         f"{str(error).splitlines()[0]}); ids that are none take --text-ids") from None
+
+
+def _encoded(ids: Any) -> Any:
+    """Return int64 ids dictionary-coded: by a table of all numbers from the least to the greatest where it is short."""
+    pa = load_pyarrow()
+    if ids.null_count or not len(ids):
+        return ids.dictionary_encode()
+    values = ids.to_numpy()
+    low, high = int(values.min()), int(values.max())
+    if high - low >= MOST_TABLE:
+        return ids.dictionary_encode()
+    places = values - low
+    present = np.zeros(high - low + 1, bool)
+    present[places] = True
+    codes = np.cumsum(present, dtype=np.int32)
+    codes -= 1
+    return pa.DictionaryArray.from_arrays(pa.array(codes[places]), pa.array(np.flatnonzero(present) + low))
 
 
 def told(error: TextError, want: Wanted) -> UserError:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from dml_hpc.kernels.random import stream
-
 USERS, ITEMS = 0, 1
 """What a stream of random numbers is for."""
 
@@ -19,6 +17,7 @@ def numbering(counts: np.ndarray, stripes: int, seed: int, purpose: int = USERS)
     (``stripes`` + 1,) int64.
     """
     from dml_hpc.kernels.dealing import destinations
+    from dml_hpc.kernels.random import stream
     from dml_hpc.kernels.rating_blocks import deal
 
     n = len(counts)

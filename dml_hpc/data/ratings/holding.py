@@ -8,7 +8,6 @@ import numpy as np
 
 from dml_hpc.data.ratings.build import Cut
 from dml_hpc.data.ratings.stripes import Stripe
-from dml_hpc.kernels.random import bits, stream
 
 HELD = 2
 """What a stream of random numbers is for; see `dml_hpc.data.ratings.cutting`."""
@@ -20,6 +19,8 @@ def held_share(cut: Cut, share: float, seed: int, rows: int) -> Callable[[int, S
     The draw depends on the seed, the numbers of a pair, and on how many ratings there are: what is left of a split can
     be split again with the same seed.
     """
+    from dml_hpc.kernels.random import bits, stream
+
     key = bits(stream(seed, HELD), rows)
 
     def held(u: int, stripe: Stripe) -> np.ndarray:
@@ -43,9 +44,10 @@ def held_since(time: int) -> Callable[[int, Stripe], np.ndarray]:
 
 
 def held_last(u: int, stripe: Stripe) -> np.ndarray:
-    """Hold out each user's latest rating, of several the last as stored; the only one of a user stays."""
+    """Hold out each user's latest rating, of several that of the greatest item number; the only one of a user stays."""
     assert stripe.times is not None
-    order = np.lexsort((np.arange(len(stripe.users)), stripe.times, stripe.users))
+    owner = np.repeat(np.arange(len(stripe.counts)), stripe.counts)
+    order = np.lexsort((stripe.items, owner, stripe.times, stripe.users))
     users = stripe.users[order]
     last = np.append(users[1:] != users[:-1], True)[:len(users)]
     first = np.concatenate([[True], users[1:] != users[:-1]])[:len(users)]

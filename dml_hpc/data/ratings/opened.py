@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -11,10 +12,12 @@ import numpy as np
 from dml_hpc.data.dataset import Dataset, open_dataset
 from dml_hpc.data.ratings.blocks import Block, Grid, grid_of, grid_shape
 from dml_hpc.data.ratings.cutting import ITEMS, USERS, numbering
+from dml_hpc.data.ratings.ids import FILE as IDS
 from dml_hpc.data.ratings.ids import Ids, read_ids
-from dml_hpc.data.ratings.order import stored_order, stripes_of
+from dml_hpc.data.ratings.order import pair_order, stored_order, stripes_of
 from dml_hpc.data.stored import StoredArray
 from dml_hpc.errors import UserError
+from dml_hpc.files import file_sha256, first_line
 from dml_hpc.layout import split
 from dml_hpc.mpi import Alone, agreed
 
@@ -168,8 +171,20 @@ class StoredRatings(_Named):
 
     def _both(self) -> tuple[Ids, Ids]:
         if self._ids is None:
+            self._check_ids()
             self._ids = read_ids(self.path, self.grid.users, self.grid.items)
         return self._ids
+
+    def _check_ids(self) -> None:
+        # Before HDF5 sees it, which a damaged file may crash.
+        path, entry = self.path / IDS, self.dataset.manifest.grid
+        assert entry is not None
+        try:
+            if file_sha256(path) != entry["ids_sha256"]:
+                raise UserError(f"{path} has changed since it was written; copy it anew or import the data again")
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {first_line(error)}; copy it anew or import the data "
+                            "again") from None
 
 
 class MemoryRatings(_Named):
@@ -188,8 +203,13 @@ class MemoryRatings(_Named):
         item_numbers, item_bounds = numbering(counts[1], stripes[1], seed, ITEMS)
         u, i = user_numbers[users], item_numbers[items]
         stripe = stripes_of(u, user_bounds)
-        order = stored_order(u, i, len(counts[0]), item_bounds)
-        order = order[np.argsort(stripe[order], kind="stable")]
+        orders = []
+        for number, (low, high) in enumerate(pairwise(user_bounds.tolist())):
+            mine = np.flatnonzero(stripe == number)
+            for by in (pair_order, stored_order):
+                mine = mine[by(u[mine] - low, i[mine], high - low, item_bounds)]
+            orders.append(mine)
+        order = np.concatenate(orders)
         u, i, own = u[order], i[order], stripe[order]
         other = stripes_of(i, item_bounds)
         blocks = np.bincount(own.astype(np.int64) * stripes[1] + other, minlength=stripes[0] * stripes[1])
@@ -225,8 +245,7 @@ def open_ratings(comm: Intracomm | Alone, path: Path) -> StoredRatings:
     """
     dataset = open_dataset(path, None, comm, ratings=True)
     with agreed(comm):
-        if dataset.kind != "ratings" or dataset.manifest.grid is None:
-            raise UserError(f"{path} holds {dataset.kind if dataset.kind != 'ratings' else 'ratings in no grid'}, not "
-                            "ratings of items by users; `dml-hpc data import --user COLUMN --item COLUMN --rating "
-                            "COLUMN` makes these")
+        if dataset.kind != "ratings":
+            raise UserError(f"{path} holds rows of features, not ratings; `dml-hpc data import --user COLUMN --item "
+                            "COLUMN --rating COLUMN` makes these")
     return StoredRatings(dataset)

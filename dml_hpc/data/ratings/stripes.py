@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from dml_hpc.console import Progress
-from dml_hpc.data.ratings.order import stored_order, stripes_of
+from dml_hpc.data.ratings.order import pair_order, stored_order, stripes_of
 from dml_hpc.data.ratings.source import RatingSource, Rows
 from dml_hpc.errors import UserError
 from dml_hpc.mpi import Alone, agreed
@@ -81,11 +81,13 @@ class Spread:
         users, items, ratings, weights, times = self._load(u)
         assert users is not None and items is not None and ratings is not None
         bounds, item_bounds = self._numbers.user_bounds, self._numbers.item_bounds
-        order = stored_order(users, items, int(bounds[u + 1] - bounds[u]), item_bounds)
-        arrays = [None if part is None else part[order] for part in (users, items, ratings, weights, times)]
-        n = len(order)
-        arrays = self._without_duplicates(u, arrays)
-        users, items, ratings, weights, times = arrays
+        n, n_users = len(users), int(bounds[u + 1] - bounds[u])
+        order = pair_order(users, items, n_users, item_bounds)
+        arrays = self._without_duplicates(u, [None if part is None else part[order]
+                                              for part in (users, items, ratings, weights, times)])
+        assert arrays[0] is not None and arrays[1] is not None
+        order = stored_order(arrays[0], arrays[1], n_users, item_bounds)
+        users, items, ratings, weights, times = (None if part is None else part[order] for part in arrays)
         assert users is not None and items is not None and ratings is not None
         stripe = stripes_of(items, item_bounds)
         counts = np.bincount(stripe, minlength=len(item_bounds) - 1).astype(np.int64)
