@@ -21,6 +21,7 @@ import numpy as np
 from numba import njit
 
 from dml_hpc.kernels.losses import FAST
+from dml_hpc.kernels.prefetch import prefetch
 from dml_hpc.kernels.rating_rows import LANES, row_fetch, row_product, row_step
 
 MOST_LANES = 8
@@ -28,7 +29,7 @@ MOST_LANES = 8
 _PLACE = np.uintp
 """Of what is no negative number: else each access would ask whether to count from the end."""
 _ONE, _TWO = _PLACE(1), _PLACE(2)
-_AHEAD = 6
+_AHEAD = 20
 """How many ratings ahead rows are fetched."""
 
 
@@ -74,6 +75,12 @@ def sgd(users, items, ratings, weights, p, q, b, c, p_squares, q_squares, lanes,
             ahead = min(n + _AHEAD, count - 1)
             row_fetch(p, np.int64(users[ahead]) * width, lanes)
             row_fetch(q, np.int64(items[ahead]) * width, lanes)
+            if b is not None:
+                prefetch(b, users[ahead])
+                prefetch(c, items[ahead])
+            if p_squares is not None:
+                prefetch(p_squares, 2 * users[ahead])
+                prefetch(q_squares, 2 * items[ahead])
             u, i = _PLACE(users[n]), _PLACE(items[n])
             at, to = np.int64(u) * width, np.int64(i) * width
             product = _product(p, at, q, to, lanes, more)
