@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
-
 import numpy as np
 from numba import njit
 
@@ -17,14 +15,28 @@ def deal(order, counts, stripes, stripe, place):
     ``order`` (n,) int64 are users by falling ``counts`` (n,) int64. Writes each one's ``stripe`` (n,) int32 and its
     ``place`` (n,) int64 within it. Graham, *Bounds on multiprocessing timing anomalies*, 1969 (longest first).
     """
-    heap = [(np.int64(0), np.int64(s)) for s in range(stripes)]
-    sizes = np.zeros(stripes, np.int64)
+    loads, sizes = np.zeros(stripes, np.int64), np.zeros(stripes, np.int64)
+    heap = np.arange(stripes)  # of stripes, the lightest on top; of equal ones the first
     for user in order:
-        load, lightest = heap[0]
-        heapq.heapreplace(heap, (load + max(counts[user], 1), lightest))
+        lightest = heap[0]
         stripe[user] = lightest
         place[user] = sizes[lightest]
         sizes[lightest] += 1
+        loads[lightest] += max(counts[user], 1)
+        hole, child = 0, 1
+        while child < stripes:
+            if child + 1 < stripes and _lighter(loads, heap[child + 1], heap[child]):
+                child += 1
+            if not _lighter(loads, heap[child], lightest):
+                break
+            heap[hole] = heap[child]
+            hole, child = child, 2 * child + 1
+        heap[hole] = lightest
+
+
+@njit(cache=True, nogil=True)
+def _lighter(loads, one, other):
+    return loads[one] < loads[other] or (loads[one] == loads[other] and one < other)
 
 
 @njit(cache=True, nogil=True)

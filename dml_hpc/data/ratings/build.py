@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import shutil
@@ -78,11 +79,10 @@ class _Figures:
         self.lowest = min(self.lowest, float(stripe.ratings.min()))
         self.highest = max(self.highest, float(stripe.ratings.max()))
         if self.values is not None:
-            # Where the first are many different ones, all are.
-            few = np.unique(stripe.ratings[:MOST_VALUES * 100]) if len(stripe.ratings) else stripe.ratings
-            if len(few) <= MOST_VALUES:
-                few = np.unique(stripe.ratings)
-            self.values = np.union1d(self.values, few.astype(np.float64))
+            found = np.unique(stripe.ratings[:MOST_VALUES * 100])
+            if len(found) <= MOST_VALUES:  # else there are too many to list, whatever the others are
+                found = np.unique(stripe.ratings)
+            self.values = np.union1d(self.values, found.astype(np.float64))
             self.values = self.values if len(self.values) <= MOST_VALUES else None
 
 
@@ -178,8 +178,6 @@ def _manifest(folder: Path, shards: list[_Written], cut: Cut, form: Form) -> Man
 
 def check_room(folder: Path, ratings: int, form: Form) -> None:
     """Raise `OSError` when the disk has no room for so many ratings, plain."""
-    import errno
-
     disk = shutil.disk_usage(folder)
     if disk.total and form.compression is None and \
             disk.free < ratings * (12 + 4 * form.weighted + 8 * form.timed):
