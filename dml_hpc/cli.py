@@ -9,6 +9,9 @@ import click
 
 from dml_hpc import __version__
 from dml_hpc.comm import ALLREDUCES, COMPRESSIONS, REDUCERS
+from dml_hpc.decomposition.mf import ALGORITHMS as MF_ALGORITHMS
+from dml_hpc.decomposition.mf import EPOCHS as MF_EPOCHS
+from dml_hpc.decomposition.mf import SCHEDULES as MF_SCHEDULES
 from dml_hpc.decomposition.svd import METHODS as SVD_METHODS
 from dml_hpc.device import DEVICES
 from dml_hpc.inner import arguments_of
@@ -23,6 +26,7 @@ from dml_hpc.parameters import (
     Gpus,
     GridShape,
     Interval,
+    Limits,
     Names,
     Size,
     Sizes,
@@ -31,7 +35,7 @@ from dml_hpc.parameters import (
     Widths,
 )
 from dml_hpc.trainers import ALGORITHMS, EXCHANGES, WEIGHTINGS
-from dml_hpc.verb import LongVerb, RanksVerb, RunsVerb, SharedVerb, Verb, option, run
+from dml_hpc.verb import LongVerb, RanksVerb, RunsVerb, SharedVerb, Verb, Verbs, option, run
 
 PATH = click.Path(path_type=Path)
 POSITIVE = click.IntRange(min=1)
@@ -78,7 +82,7 @@ skip_bad_shards = option("--skip-bad-shards", is_flag=True, help="Leave out shar
 seed = option("--seed", type=click.IntRange(min=0), default=0, help="Seed of everything random.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="dml-hpc")
 def root() -> None:
     """Train and factorise over MPI: HDF5 shards in, a model and an honest scaling report out.
@@ -100,9 +104,23 @@ def data() -> None:
     """Make and look at data sets: folders of HDF5 shards."""
 
 
+grid = option("--grid", type=GridShape("UxI", "blocks"), default=None, envvar="DML_HPC_RATINGS_GRID",
+              help="ratings: stripes of users and of items that they are cut into.  [default: 16x32; fewer of few]")
+
+
 @data.command("import", cls=SharedVerb)
 @click.argument("sources", nargs=-1, required=True)
 @output
+@option("--user", default=None, metavar="COLUMN", help="ratings: who rated. With --item, SOURCES hold ratings.")
+@option("--item", default=None, metavar="COLUMN", help="ratings: what was rated.")
+@option("--rating", default=None, metavar="COLUMN", help="ratings: how.  [default: 1 each]")
+@option("--time", default=None, metavar="COLUMN", help="ratings: when, a whole number or a date.")
+@grid
+@option("--duplicates", type=click.Choice(["last", "mean", "refuse"]), default=None,
+        help="ratings: what counts where a user has rated an item more than once.  [default: last, by time if there is "
+        "one]")
+@option("--range", "limits", type=Limits(), default=None, help="ratings: refuse others.")
+@option("--text-ids", is_flag=True, help="ratings: ids are text, also where they look like whole numbers.")
 @option("--label", default=None, metavar="COLUMN",
         help="The column to predict (tables need it; rows without a value are dropped), or a file of labels (.npy).")
 @option("--weight", default=None, metavar="COLUMN",
@@ -135,6 +153,8 @@ def data() -> None:
 def data_import(comm: Any, console: Any, **arguments: Any) -> Any:
     """Import tables (.csv, .csv.gz, .csv.zip, .parquet), LIBSVM, .npy, .npz or HDF5 files into HDF5 shards.
 
+    With --user and --item they are ratings, for mf.
+
     SOURCES are files or quoted patterns: 'data/*.csv'. All ranks share the work when there are several.
     """
     from dml_hpc.commands import data_import
@@ -158,6 +178,7 @@ def data_import(comm: Any, console: Any, **arguments: Any) -> Any:
         help="The same as a share of the features.")
 @option("--users", type=POSITIVE, default=None, metavar="N", help="For ratings.")
 @option("--items", type=POSITIVE, default=None, metavar="N", help="For ratings.")
+@grid
 @option("--holdout", type=Finite(0, 1, max_open=True), default=0.0, metavar="SHARE",
         help="Put this share of the rows in OUTPUT/test, the rest in OUTPUT/train.")
 @seed
@@ -202,8 +223,11 @@ def data_verify(comm: Any, console: Any, **arguments: Any) -> Any:
 @data.command("split", cls=SharedVerb)
 @data_argument
 @output
-@option("--holdout", type=Finite(0, 1, min_open=True, max_open=True), required=True, metavar="SHARE",
+@option("--holdout", type=Finite(0, 1, min_open=True, max_open=True), default=None, metavar="SHARE",
         help="Put this share of the rows in OUTPUT/test, the rest in OUTPUT/train.")
+@option("--by", type=click.Choice(["time", "last"]), default=None,
+        help="ratings: hold out the latest ones (time), or every user's last (last, without --holdout).  [default: at "
+        "random]")
 @option("--stratify", is_flag=True, help="Hold out this share of the rows of every label value.")
 @option("--shuffle", is_flag=True, help="Store the rows in random order.")
 @seed
@@ -466,6 +490,61 @@ def svd_apply(comm: Any, console: Any, **arguments: Any) -> Any:
     from dml_hpc.commands import svd_apply
 
     return svd_apply.run(comm, console, **arguments)
+
+
+@root.command(cls=RanksVerb)
+@click.argument("ratings", type=PATH)
+@output
+@option("-k", "--k", "k", type=click.IntRange(1, 4096), default=32, metavar="N", help="Factors of a user and of an "
+        "item.")
+@option("--algorithm", type=click.Choice(MF_ALGORITHMS), default="sgd", envvar="DML_HPC_MF_ALGORITHM",
+        help="sgd: stratified stochastic gradient "
+        "descent, item factors travel round the ranks.")
+@option("--l2", type=NOT_NEGATIVE, default=0.05, metavar="λ", help="Penalty λ(‖p‖² + ‖q‖² + b² + c²) a rating.")
+@option("--biases/--no-biases", default=True, help="Learn what is particular to a user, or to an item, alone.")
+@option("--schedule", type=click.Choice(MF_SCHEDULES), default="adagrad", envvar="DML_HPC_MF_SCHEDULE",
+        help="How step sizes change; adagrad's fall for each row by itself.")
+@option("--step-size", type=Finite(min=0, min_open=True), default=None, help="Step size at the start, for ratings "
+        "divided by their deviation.  [default: 0.1; cosine, inverse-time: 0.05; constant, bold-driver: 0.02]")
+@option("--epochs", type=POSITIVE, default=None, help="Passes over the ratings.  "
+        f"[default: {MF_EPOCHS}; with --time-budget no limit]")
+@option("--time-budget", type=Finite(min=0, min_open=True), default=None, metavar="SECONDS", help="Stop after the "
+        "first epoch that ends later than this.")
+@option("--tolerance", type=NOT_NEGATIVE, default=None, metavar="SHARE", help="Stop when an epoch lowers the RMSE, "
+        "that of --test where it is given, by less than this share of it.  [default: never]")
+@option("--test", type=PATH, default=None, metavar="RATINGS", help="Tell the RMSE of these ratings, too, after "
+        "every epoch; their users and items are matched by their ids.")
+@option("--factors", type=click.Choice(["float32", "float16"]), default="float32", help="Type in which factors are "
+        "kept and sent; sums are float32.")
+@option("--threads", type=POSITIVE, default=None, metavar="N", help="Blocks that a rank works on at a time.  [default: "
+        "OMP_NUM_THREADS, or the rank's share of the cores]")
+@option("--memory-limit", type=Size(), default=None, help="Memory that a rank may take in all, such as 2G; compressed "
+        "ratings that do not fit are read again in each pass.")
+@option("--reproducible", is_flag=True, help="The same factors, bit for bit, on any number of ranks, as is always so "
+        "with sgd; refuses what would prevent it.")
+@seed
+@options(KEEPING_OPTIONS, SURVIVAL_OPTIONS)
+@option("--trace", type=PATH, default=None, metavar="FILE.json",
+        help="Write a timeline of every rank for chrome://tracing or ui.perfetto.dev.")
+@overwrite
+def mf(comm: Any, console: Any, **arguments: Any) -> Any:
+    """Factors of users and items whose products predict RATINGS: matrix factorisation.
+
+    RATINGS is a data set that `data import --user … --item … --rating …` has made. See also: mf evaluate.
+    """
+    from dml_hpc.commands import mf
+
+    return mf.run(comm, console, **arguments)
+
+
+@root.command("mf evaluate", cls=RanksVerb)
+@click.argument("factors", type=PATH)
+@click.argument("ratings", type=PATH)
+def mf_evaluate(comm: Any, console: Any, **arguments: Any) -> Any:
+    """How far the predictions of FACTORS, which mf wrote, are off for RATINGS."""
+    from dml_hpc.commands import mf_evaluate
+
+    return mf_evaluate.run(comm, console, **arguments)
 
 
 @root.command(cls=Verb, context_settings={"ignore_unknown_options": True})

@@ -207,9 +207,11 @@ class Tolerance(click.ParamType):
 
 
 class GridShape(click.ParamType):
-    """Rows and columns of a grid of ranks: ``2x4``."""
+    """Rows and columns of a grid of ranks, or other blocks: ``2x4``."""
 
-    name = "RxC"
+    def __init__(self, name: str = "RxC", what: str = "ranks"):
+        self.name = name
+        self._what = what
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
         """Return (rows, columns)."""
@@ -217,8 +219,26 @@ class GridShape(click.ParamType):
             return value
         parts = re.fullmatch(r"([1-9][0-9]{0,5})[x×]([1-9][0-9]{0,5})", str(value), re.ASCII)
         if parts is None:
-            self.fail(f"{value!r} is no grid of ranks (such as 2x4)", param, ctx)
+            self.fail(f"{value!r} is no grid of {self._what} (such as 2x4)", param, ctx)
         return int(parts[1]), int(parts[2])
+
+
+class Limits(click.ParamType):
+    """The least and the greatest value: ``1,5``."""
+
+    name = "LOW,HIGH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        """Return (least, greatest)."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            low, high = (float(word) for word in str(value).split(","))
+        except ValueError:
+            low, high = math.inf, -math.inf
+        if not -math.inf < low <= high < math.inf:
+            self.fail(f"{value!r} is no range (such as 1,5)", param, ctx)
+        return low, high
 
 
 class Contenders(click.ParamType):

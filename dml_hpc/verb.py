@@ -270,6 +270,17 @@ class SharedVerb(RanksVerb):
         return finish(callback(Alone(), Console(**arguments), **ctx.params), 0, 1)
 
 
+class Verbs(click.Group):
+    """Verbs by name, of which some are of two words: of ``mf`` and ``mf evaluate`` the longer one counts."""
+
+    def resolve_command(self, ctx: click.Context,
+                        args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """See `click.Group.resolve_command`."""
+        if " ".join(args[:2]) in self.commands:
+            args = [" ".join(args[:2]), *args[2:]]
+        return super().resolve_command(ctx, args)
+
+
 def run(root: click.Group, arguments: list[str] | None) -> int:
     """Parse and run; a mistake on the command line is one line on stderr, from one rank, and exit code 2."""
     stop_on_signals()

@@ -24,13 +24,13 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 from fuzz_damage import FORGED, KINDS, Rng
+from rated_support import all_of, write_rated
 
 from dml_hpc.cli import main
 from dml_hpc.data import dataset as datasets
 from dml_hpc.data.build import build
 from dml_hpc.data.csr import Csr, sparse
-from dml_hpc.data.manifest import read_manifest
-from dml_hpc.data.shard import open_ratings
+from dml_hpc.data.ratings.opened import open_ratings
 from dml_hpc.data.sources.source import About
 from dml_hpc.data.verification import verify as verifying
 from dml_hpc.data.verification.examine import examine
@@ -59,20 +59,23 @@ def make_bases(folder: Path) -> list[str]:
     rng = np.random.default_rng(0)
     X = (rng.standard_normal((60, 6)) * (rng.random((60, 6)) < 0.6)).astype(np.float32)
     y = np.arange(60) % 4 * 1.0
-    pairs = np.stack([np.arange(60) % 9, np.arange(60) % 6], axis=1)
+    pairs = np.stack([np.arange(60) // 6, np.arange(60) % 6], axis=1)
     dense, csr = Rows(X, y, "dense", 6), Rows(sparse(X), y, "csr", 6)
     names = [f"x{j}" for j in range(6)]
     dense.about.feature_names = names
-    ratings = Rows(pairs, y, "ratings", 6, users=9, label="rating")
     few = sparse(X)
     wide = Rows(Csr(few.data, few.indices, few.indptr, 1 << 17), y, "csr", 1 << 17, hash_bits=17)
-    made = {"dense": (dense, None), "csr": (csr, None), "ratings": (ratings, None), "wide": (wide, None)}
+    made = {"dense": (dense, None), "csr": (csr, None), "wide": (wide, None)}
     for compression in ("gzip", "lzf", "blosc2", "zstd"):
         made[f"dense-{compression}"] = (dense, compression)
-    made |= {"csr-gzip": (csr, "gzip"), "csr-blosc2": (csr, "blosc2"), "ratings-zstd": (ratings, "zstd")}
+    made |= {"csr-gzip": (csr, "gzip"), "csr-blosc2": (csr, "blosc2")}
     for name, (source, compression) in made.items():
         (folder / name / "data").mkdir(parents=True)
         build(Alone(), folder / name / "data", {"": source}, shards=2, dtype="float32", compression=compression)
+    for name, compression in (("ratings", None), ("ratings-zstd", "zstd")):
+        (folder / name).mkdir()
+        write_rated(folder / name / "data", *pairs.T, y, grid=(3, 2), shards=2, compression=compression)
+        np.savez(folder / name / "rows.npz", X=pairs, y=y)
     for name in ("foreign", "foreign-csr", "foreign-chunks"):
         (folder / name / "data").mkdir(parents=True)
         for part, rows in (("0.h5", slice(0, 25)), ("1.h5", slice(25, 60))):
@@ -86,9 +89,9 @@ def make_bases(folder: Path) -> list[str]:
                     file.create_dataset("X", data=X[rows], **chunks)
                 file["y"] = y[rows]
         made[name] = (dense, None)
-    for name, (source, _) in made.items():
-        np.savez(folder / name / "rows.npz", X=pairs if source is ratings else X, y=y)
-    return list(made)
+    for name in made:
+        np.savez(folder / name / "rows.npz", X=X, y=y)
+    return [*made, "ratings", "ratings-zstd"]
 
 
 class Case(NamedTuple):
@@ -225,14 +228,10 @@ def _same_rows(paths: list[str], base: str, X: np.ndarray, y: np.ndarray) -> boo
     """Read all rows; say whether they are X and y."""
     place, same = 0, True
     if base.startswith("ratings"):
-        folder = Path(paths[0])
-        for entry in read_manifest(folder).shards:
-            shard = open_ratings(folder / entry.file)
-            found = [part.read(0, shard.rows) for part in (shard.user, shard.item, shard.labels)]
-            rows = slice(place, place + shard.rows)
-            same &= all(np.array_equal(*pair) for pair in zip(found, (*X[rows].T, y[rows]), strict=True))
-            place += shard.rows
-        return same and place == len(y)
+        users, items, ratings = all_of(open_ratings(Alone(), Path(paths[0])))
+        order = np.lexsort((items, users))
+        return all(np.array_equal(found[order], wanted) for found, wanted in
+                   ((users, X[:, 0]), (items, X[:, 1]), (ratings, y)))
     dataset = datasets.open_dataset([Path(path) for path in paths])
     for piece in dataset.pieces(0, dataset.rows):
         rows = slice(place, place + len(piece.y))

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dml_hpc.commands.ratings_data import say_grid
 from dml_hpc.console import Console
 from dml_hpc.errors import EXIT_JOB, EXIT_OK
 
@@ -26,11 +27,12 @@ def run(console: Console, data: Sequence[Path], x_key: str | None = None, y_key:
     """Describe a data set folder, some of its shards, or HDF5 files without a manifest.
 
     Returns ``kind``, ``rows``, ``features``, ``nonzeros``, ``shards``, ``shard_rows``, ``dtype``, ``compression``,
-    ``hash_bits``, ``users``, ``bytes`` (on disk), ``weight`` (the sum of all rows' weights, None: they have none),
-    ``statistics`` (whether the features have any), ``label`` and ``columns`` as the manifest has them, the label with
-    the ``counts`` of its values (None: too many to list) and its ``histogram`` ([low, high, rows]), ``row_sizes``
-    (sparse rows by their entries: [low, high, rows]), and ``problems`` (list of {file, where, problem}) with the files
-    that cannot be read; then ``exit_code`` is 1. X is not read; `data verify` does.
+    ``hash_bits``, ``users``, ``grid`` (of ratings: see `say_grid`), ``bytes`` (on disk), ``weight`` (the sum of all
+    rows' weights, None: they have none), ``statistics`` (whether the features have any), ``label`` and ``columns`` as
+    the manifest has them, the label with the ``counts`` of its values (None: too many to list) and its ``histogram``
+    ([low, high, rows]), ``row_sizes`` (sparse rows by their entries: [low, high, rows]), and ``problems`` (list of
+    {file, where, problem}) with the files that cannot be read; then ``exit_code`` is 1. X is not read; `data verify`
+    does.
     """
     from dml_hpc.data.dataset import open_dataset
     from dml_hpc.data.shard import keys_of
@@ -46,6 +48,7 @@ def run(console: Console, data: Sequence[Path], x_key: str | None = None, y_key:
             "nonzeros": manifest.nonzeros, "shards": len(manifest.shards),
             "shard_rows": [shard.rows for shard in manifest.shards], "dtype": manifest.dtype,
             "compression": manifest.compression, "hash_bits": manifest.hash_bits, "users": manifest.users,
+            "grid": None if manifest.grid is None else say_grid(console, manifest),
             "bytes": size, "weight": summary.weight, "statistics": manifest.statistics is not None,
             "label": {**asdict(manifest.label), "counts": counts, "histogram": histogram},
             "row_sizes": summary.sizes, "columns": [asdict(column) for column in manifest.columns],

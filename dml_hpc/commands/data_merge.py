@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dml_hpc.commands.rewriting import check, chosen, rewrite
 from dml_hpc.console import Console
+from dml_hpc.errors import UserError
 from dml_hpc.mpi import Alone, agreed
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ def run(comm: Intracomm | Alone, console: Console, data: Sequence[Path], output:
     datasets = [open_dataset(paths, keys_of(x_key, y_key, weight_key), comm, ratings=True) for paths in wanted]
     parts: dict[str, RowSource] = {}
     with agreed(comm):
+        for dataset in datasets:
+            if dataset.kind == "ratings":
+                raise UserError(f"{dataset.path} holds ratings, which are not merged; import their files together, or "
+                                "again with another --grid")
         parts[""] = merged([DatasetRows(dataset) for dataset in datasets])
     manifests = [dataset.manifest for dataset in datasets]
     result = rewrite(

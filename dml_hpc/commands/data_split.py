@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dml_hpc.commands.ratings_data import run_split
 from dml_hpc.commands.rewriting import check, chosen, rewrite
 from dml_hpc.console import Console
 from dml_hpc.errors import UserError
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
     from dml_hpc.data.sources.source import RowSource
 
 
-def run(comm: Intracomm | Alone, console: Console, data: Sequence[Path], output: Path, holdout: float, seed: int,
+def run(comm: Intracomm | Alone, console: Console, data: Sequence[Path], output: Path, holdout: float | None, seed: int,
         shards: int | None, stratify: bool, shuffle: bool, compression: str | None, overwrite: bool,
-        x_key: str | None = None, y_key: str | None = None, weight_key: str | None = None) -> dict[str, Any]:
+        by: str | None = None, x_key: str | None = None, y_key: str | None = None,
+        weight_key: str | None = None) -> dict[str, Any]:
     """Hold out the share ``holdout`` of the rows, the same for one ``seed`` on any number of ranks.
 
     With ``stratify`` it is that share of the rows of every label value. Returns what `rewrite` does, and
-    ``train_rows`` and ``test_rows``.
+    ``train_rows`` and ``test_rows``; of ratings, which ``by`` is for, see `run_split`.
     """
     from dml_hpc.data.dataset import open_dataset
     from dml_hpc.data.shard import keys_of
@@ -33,6 +35,15 @@ def run(comm: Intracomm | Alone, console: Console, data: Sequence[Path], output:
 
     check(comm, output, overwrite, data)
     dataset = open_dataset(data, keys_of(x_key, y_key, weight_key), comm, ratings=True)
+    if dataset.kind == "ratings":
+        return run_split(comm, console, data[0], output, by=by, holdout=holdout, seed=seed, shards=shards,
+                         compression=compression, rows_only={"stratify": stratify, "shuffle": shuffle})
+    with agreed(comm):
+        if by is not None:
+            raise UserError(f"--by {by} is for ratings, {data[0]} holds rows of features; leave it out")
+        if holdout is None:
+            raise UserError("--holdout is needed: the share of the rows to hold out")
+    assert holdout is not None
     source = DatasetRows(dataset)
     share: float | Limits = holdout
     if stratify:

@@ -26,7 +26,7 @@ def run(comm: Intracomm | Alone, console: Console, kind: str, output: Path, rows
     on_root(comm, check)
     result = synthesise(comm, output, kind, rows, shards=shards, dtype=dtype, holdout=holdout, console=console,
                         compression=None if compression == "none" else compression, **settings)
-    files = "1 shard" if shards == 1 else f"{shards} shards"
+    files = "1 shard" if result["shards"] == 1 else f"{result['shards']} shards"
     parts = {"train": result["train_rows"], "test": result["test_rows"]} if holdout else {"": rows}
     width = f"{result['features']:,} {'items' if kind == 'ratings' else 'features'}"
     for part, count in parts.items():

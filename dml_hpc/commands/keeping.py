@@ -231,7 +231,7 @@ def _other(there: Values, about: Values) -> str | None:
     return None
 
 
-SWITCHED_OFF = {"train": ("sample_weight", "intercept", "scale", "shuffle")}
+SWITCHED_OFF = {"train": ("sample_weight", "intercept", "scale", "shuffle"), "mf": ("biases",)}
 """Flags of a command that are on unless ``--no-…`` is given."""
 
 

@@ -113,8 +113,7 @@ def _write_shard(path: Path, source: RowSource, number: int, shards: int, dtype:
             X, labels = source.read(first, last)
             y, weight = label_and_weight(labels)
             y = _stored_labels(y, first, dtype)
-            if source.kind != "ratings":
-                X = _stored(source, X, first, dtype)
+            X = _stored(source, X, first, dtype)
             if moments is not None:
                 moments.add(X)
             writer.append(X, y, _stored_weights(weight, first, dtype))
@@ -132,14 +131,12 @@ def _write_shard(path: Path, source: RowSource, number: int, shards: int, dtype:
 
 def _counted(source: RowSource) -> bool:
     """Say whether there are figures of each feature."""
-    return source.kind != "ratings" and source.features <= MOST_COUNTED
+    return source.features <= MOST_COUNTED
 
 
 def _rows_a_block(source: RowSource, dtype: str, nonzeros: int, done: int) -> int:
     if source.kind == "dense":
         return max(1, BLOCK_BYTES // (source.features * np.dtype(dtype).itemsize))
-    if source.kind == "ratings":
-        return BLOCK_BYTES // 16
     # How long sparse rows are shows only as they come.
     return max(1, BLOCK_BYTES * done // (16 * (nonzeros + done))) if done else 256
 
@@ -227,6 +224,6 @@ def _manifests(folder: Path, parts: dict[str, RowSource], gathered: list[dict[st
             statistics=statistics, columns=about.columns,
             label=Label(about.label, listed, about.label_names, about.label_missing),
             shards=[shard.entry for shard in shards], source=about.source, hash_bits=about.hash_bits,
-            compression=compression, users=about.users, weighted=about.weighted)
+            compression=compression, weighted=about.weighted)
         manifests[name].write(folder / name)
     return manifests

@@ -330,7 +330,8 @@ def _open(paths: list[Path], keys: Keys | None, labels: bool, ratings: bool, ski
             raise UserError(f"{paths[0]} is a data set with a manifest; --x-key, --y-key and --weight-key are for "
                             "files without one")
         if manifest.kind == "ratings" and not ratings:
-            raise UserError(f"{paths[0]} holds ratings; rows of features are wanted here")
+            raise UserError(f"{paths[0]} holds ratings, rows of features are wanted here; `dml-hpc mf` factorises "
+                            "ratings")
         return Dataset(paths[0], manifest, [paths[0] / shard.file for shard in manifest.shards])
     for path in paths:
         if path.is_dir():
@@ -351,8 +352,10 @@ def _some_of_a_dataset(paths: list[Path]) -> Dataset | None:
         return None
     manifest = read_manifest(folder)
     entries = {shard.file: shard for shard in manifest.shards}
-    if any(path.name not in entries for path in paths) or manifest.kind == "ratings":
+    if any(path.name not in entries for path in paths):
         return None
+    if manifest.kind == "ratings":
+        raise UserError(f"{folder} holds ratings, of which some shards are of no use; name the folder")
     numbers = [manifest.shards.index(entries[path.name]) for path in paths]
     return Dataset(folder, manifest, [folder / shard.file for shard in manifest.shards]).only(numbers)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
 import shutil
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from dml_hpc.data.replaceable import check_replaceable
 from dml_hpc.data.sources.arrays import ArrayRows
 from dml_hpc.data.sources.cuts import PIECE_BYTES
 from dml_hpc.data.sources.holdout import Held
+from dml_hpc.data.sources.matching import matching
 from dml_hpc.data.sources.matrices import is_matrix, open_matrix
 from dml_hpc.data.sources.shuffle import shuffled
 from dml_hpc.data.sources.source import About, RowSource
@@ -118,7 +118,7 @@ def _settle(sources: Sequence[Path | str], output: Path, label: str | None, weig
     if not 0 <= holdout < 1 or seed < 0 or form.shards < 1 or form.dtype not in ("float16", "float32", "float64"):
         raise UserError(f"--holdout is a share from 0 to below 1, --seed at least 0, --shards at least 1, --dtype "
                         f"float16, float32 or float64; got {holdout}, {seed}, {form.shards}, {form.dtype}")
-    paths = _matching(sources)
+    paths = matching(sources)
     check_replaceable(output, paths)
     if like is not None and columns != ALL:
         raise UserError(f"--like takes the columns from {like}: leave out --categorical, --numeric, --text, --drop and "
@@ -149,26 +149,6 @@ def _settle(sources: Sequence[Path | str], output: Path, label: str | None, weig
     plan = planned(table, label, weight, columns) if like is None or manifest is None else \
         planned_like(table, label, weight, like, manifest)
     return _Settled(paths, plan, manifest)
-
-
-def _matching(sources: Sequence[Path | str]) -> list[Path]:
-    """Return the files that paths and patterns name, those of a pattern sorted."""
-    paths: list[Path] = []
-    for source in sources:
-        if Path(source).is_dir():
-            raise UserError(f"{source} is a folder; name the files in it, such as '{source}/*.csv'")
-        if Path(source).exists() or not glob.has_magic(str(source)):
-            if not Path(source).exists():
-                raise UserError(f"{source} does not exist")
-            paths.append(Path(source))
-            continue
-        found = sorted(path for path in map(Path, glob.glob(str(source), recursive=True)) if path.is_file())
-        if not found:
-            raise UserError(f"no file matches '{source}'")
-        paths += found
-    if not paths:
-        raise UserError("there is no file to import; name at least one")
-    return paths
 
 
 def _prepared(comm: Intracomm | Alone, settled: _Settled, scratch: Path, label: str | None, weight: str | None,

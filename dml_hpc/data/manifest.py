@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from dml_hpc.data.ratings.blocks import grid_of
 from dml_hpc.data.retrying import MissingError, unreadable
 from dml_hpc.data.statistics import Statistics, described, is_count, is_number, read_statistics
 from dml_hpc.errors import UserError
 from dml_hpc.files import file_sha256, first_line
+from dml_hpc.layout import split
 
 FORMAT = 2
 FILE = "manifest.json"
@@ -78,7 +80,8 @@ class Manifest:
     ``statistics`` is None for ratings, for files that were never imported, and of too many features (`MOST_COUNTED`).
     ``feature_names`` None: features have no names but their numbers. ``hash_bits``: features are hashed to
     2^``hash_bits``. ``compression`` names the filter of chunked shards, None: X is contiguous. ``users`` is for
-    ratings. ``weighted``: rows have weights.
+    ratings, and ``grid``: how they are cut (`dml_hpc.data.ratings.blocks.Grid.described`), whether they are ``timed``,
+    and the SHA-256 of the ids. ``weighted``: rows have weights.
     """
 
     kind: str
@@ -96,6 +99,7 @@ class Manifest:
     compression: str | None = None
     users: int | None = None
     weighted: bool = False
+    grid: dict[str, Any] | None = None
     format: int = FORMAT
 
     @property
@@ -185,7 +189,8 @@ def _check(manifest: Manifest) -> None:
         raise ValueError(f"feature_names does not have {manifest.features} entries")
     if bits is not None and not (is_count(bits) and bits <= 40 and manifest.features == 1 << bits):
         raise ValueError(f"hash_bits {bits!r} does not go with {manifest.features} features")
-    if not isinstance(manifest.weighted, bool) or (manifest.weighted and manifest.kind == "ratings"):
+    _check_grid(manifest)
+    if not isinstance(manifest.weighted, bool):
         raise ValueError("weighted is not described as it should be")
     if not (manifest.compression is None or _is_text(manifest.compression)):
         raise ValueError("the compression is not described as it should be")
@@ -210,6 +215,21 @@ def _check(manifest: Manifest) -> None:
     fill = source.get("fill", {}) if isinstance(source, dict) else None
     if not isinstance(fill, dict) or not _list_of(list(fill.values()), is_number):
         raise ValueError("the source is not described as it should be")
+
+
+def _check_grid(manifest: Manifest) -> None:
+    entry = manifest.grid
+    if entry is None:
+        if manifest.kind == "ratings":
+            raise ValueError("ratings in no grid, as older versions made them")
+        return
+    grid = grid_of(entry)
+    if not (isinstance(entry["timed"], bool) and _is_text(entry["ids_sha256"])) or manifest.kind != "ratings" or \
+            (grid.ratings, grid.users, grid.items) != (manifest.rows, manifest.users, manifest.features):
+        raise ValueError("the grid is not that of the ratings")
+    for number, shard in enumerate(manifest.shards):
+        if grid.counts[slice(*split(grid.shape[0], len(manifest.shards), number))].sum() != shard.rows:
+            raise ValueError(f"the blocks of {shard.file} do not add up to its rows")
 
 
 def _check_columns(manifest: Manifest) -> None:

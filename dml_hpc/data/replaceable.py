@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dml_hpc.data.manifest import FILE as MANIFEST
+from dml_hpc.data.ratings.ids import FILE as IDS
 from dml_hpc.data.statistics import STATISTICS_FILE
 from dml_hpc.errors import UserError
 
-OWN = (MANIFEST, STATISTICS_FILE, "truth.h5")
+OWN = (MANIFEST, STATISTICS_FILE, IDS, "truth.h5")
 
 
 def check_replaceable(folder: Path, inputs: Sequence[Path] = ()) -> None:

@@ -202,6 +202,10 @@ class RatingsShard:
         if self.item.shape != self.user.shape:
             raise UserError(f"{path} holds {self.rows:,} users but {self.item.shape[0]:,} items")
 
+    def extra(self, name: str) -> StoredArray:
+        """Return ``weight`` or ``time`` (rows,); raises `UserError` where there is none."""
+        return open_array(self.path, self._file, name, 1)
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()

@@ -9,7 +9,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -19,6 +19,9 @@ from dml_hpc.data.manifest import ShardEntry
 from dml_hpc.data.shard import WEIGHT
 from dml_hpc.errors import UserError
 from dml_hpc.files import file_sha256
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 ALIGNMENT_BYTES = 4096
 HEAD_BYTES = 64 << 10
@@ -47,15 +50,13 @@ def filters(compression: str | None) -> dict[str, Any]:
 
 
 def open_writer(path: Path, kind: str, rows: int, features: int, dtype: str, compression: str | None = None,
-                weighted: bool = False) -> ShardWriter:
+                weighted: bool = False) -> RowWriter:
     """Begin a shard of ``rows`` rows of ``kind``; raises `OSError` at once when the disk has no room for dense rows."""
-    if kind == "ratings":
-        return RatingsWriter(path, rows, features, dtype, compression)
     return (CsrWriter if kind == "csr" else DenseWriter)(path, rows, features, dtype, compression, weighted)
 
 
-class ShardWriter(ABC):
-    """A shard being written: `append` all its rows, then `close`, then ask for its `entry`."""
+class ShardWriter:
+    """A shard being written: first all it holds, then `close`, then ask for its `entry`."""
 
     def __init__(self, path: Path, rows: int, compression: str | None):
         self.path = path
@@ -86,17 +87,7 @@ class ShardWriter(ABC):
         chunk = (max(1, min(shape[0], CHUNK_BYTES // row_bytes)), *shape[1:])
         return self._file.create_dataset(name, shape, dtype, chunks=chunk, **self._filters)
 
-    def append(self, X: np.ndarray | Csr, y: np.ndarray, weight: np.ndarray | None = None) -> None:
-        """Write the next ``len(y)`` rows; ``weight`` (count,) is what each counts, where rows are weighted."""
-        self._write(X, y, weight, self._filled, self._filled + len(y))
-        self._filled += len(y)
-        self.free -= len(y)
-
-    @abstractmethod
-    def _write(self, X: Any, y: np.ndarray, weight: np.ndarray | None, start: int, stop: int) -> None:
-        """Write rows ``start`` … ``stop − 1``."""
-
-    def _complete(self) -> None:  # noqa: B027 -- most have written all by then
+    def _complete(self) -> None:
         """Write what could not be written before the last row was there."""
 
     def close(self) -> None:
@@ -113,7 +104,7 @@ class ShardWriter(ABC):
         return ShardEntry(self.path.name, self._filled, self.nonzeros, file_sha256(self.path), size, head,
                           file_sha256(self.path, head))
 
-    def __enter__(self) -> ShardWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
@@ -122,7 +113,21 @@ class ShardWriter(ABC):
             self._file.close()
 
 
-class DenseWriter(ShardWriter):
+class RowWriter(ShardWriter, ABC):
+    """A shard of rows: `append` all of them before it is closed."""
+
+    def append(self, X: np.ndarray | Csr, y: np.ndarray, weight: np.ndarray | None = None) -> None:
+        """Write the next ``len(y)`` rows; ``weight`` (count,) is what each counts, where rows are weighted."""
+        self._write(X, y, weight, self._filled, self._filled + len(y))
+        self._filled += len(y)
+        self.free -= len(y)
+
+    @abstractmethod
+    def _write(self, X: Any, y: np.ndarray, weight: np.ndarray | None, start: int, stop: int) -> None:
+        """Write rows ``start`` … ``stop − 1``."""
+
+
+class DenseWriter(RowWriter):
     """``X`` (rows, features), ``y`` (rows,) and, where rows are weighted, ``weight`` (rows,)."""
 
     def __init__(self, path: Path, rows: int, features: int, dtype: str, compression: str | None, weighted: bool):
@@ -140,7 +145,7 @@ class DenseWriter(ShardWriter):
         self.nonzeros += int(np.count_nonzero(X))
 
 
-class CsrWriter(ShardWriter):
+class CsrWriter(RowWriter):
     """A group ``X`` of ``data``, ``indices`` (nonzeros,) and ``indptr`` (rows + 1,), ``y`` and ``weight`` (rows,).
 
     How long these are shows at the end; until then the entries wait in memory, or on disk when they are many.
@@ -189,21 +194,6 @@ class CsrWriter(ShardWriter):
         self._data.close()
         self._indices.close()
         super().__exit__(*error)
-
-
-class RatingsWriter(ShardWriter):
-    """``user``, ``item`` and ``rating``, each (rows,); `append` takes users and items as X (count, 2)."""
-
-    def __init__(self, path: Path, rows: int, features: int, dtype: str, compression: str | None):
-        super().__init__(path, rows, compression)
-        self._open(rows * (12 + np.dtype(dtype).itemsize))
-        self._columns = [self._create("user", (rows,), "int64"), self._create("item", (rows,), index_dtype(features)),
-                         self._create("rating", (rows,), label_dtype(dtype))]
-
-    def _write(self, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None, start: int, stop: int) -> None:
-        for column, values in zip(self._columns, (X[:, 0], X[:, 1], y), strict=True):
-            column[start:stop] = values
-        self.nonzeros += len(y)
 
 
 def _starts(found: Any) -> list[int]:

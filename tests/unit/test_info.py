@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 from data_support import ArraySource, write_dataset
+from rated_support import write_rated
 
 from dml_hpc.cli import main
 from dml_hpc.commands import data_info
@@ -64,13 +65,12 @@ def test_histograms_are_those_of_numpy_and_fit_a_terminal(tmp_path: Path, capsys
 
 
 def test_info_of_ratings_and_of_files_without_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = ArraySource(np.stack([np.arange(12) % 7, np.arange(12) % 5], axis=1), Y / 2, users=7)
-    source.kind, source.features = "ratings", 5
-    (tmp_path / "r").mkdir()
-    build(Alone(), tmp_path / "r", {"": source}, shards=2, dtype="float32")
+    write_rated(tmp_path / "r", np.arange(12) % 7, np.arange(12) % 5, Y / 2, grid=(2, 3), shards=2)
     found = data_info.run(Console(), [tmp_path / "r"])
     assert (found["kind"], found["users"], found["label"]["counts"]) == ("ratings", 7, [4, 4, 4])
-    assert "12 ratings, 7 users × 5 items" in capsys.readouterr().out
+    assert (found["grid"]["shape"], found["grid"]["highest"]) == ([2, 3], (Y / 2).max())
+    said = capsys.readouterr().out
+    assert "12 ratings, 7 users × 5 items" in said and "2 × 3 blocks" in said
     with h5py.File(tmp_path / "f.h5", "w") as file:
         file["inputs"], file["targets"] = X, np.where(Y == 0, np.nan, Y)
     found = data_info.run(Console(), [tmp_path / "f.h5"], "inputs", "targets")

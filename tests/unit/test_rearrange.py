@@ -18,8 +18,7 @@ from dml_hpc.data.csr import Csr, sparse
 from dml_hpc.data.dataset import Dataset, open_dataset
 from dml_hpc.data.manifest import Column
 from dml_hpc.data.sources.holdout import draws, held_out
-from dml_hpc.data.sources.rearrange import DatasetRows, Strata, merged, stratified
-from dml_hpc.data.sources.source import About
+from dml_hpc.data.sources.rearrange import DatasetRows, Strata, stratified
 from dml_hpc.data.verification.verify import verify
 from dml_hpc.errors import UserError
 from dml_hpc.mpi import Alone
@@ -33,12 +32,7 @@ def make(folder: Path, kind: str = "dense", rows: slice = slice(None), shards: i
          compression: str | None = None, **about: Any) -> Path:
     folder.mkdir()
     x = X[rows]
-    if kind == "ratings":
-        source: Any = ArraySource(np.stack([np.arange(50)[rows] % 7, np.arange(50)[rows] % 5], axis=1), Y[rows],
-                                  users=7, label="rating")
-        source.kind, source.features = "ratings", 5
-    else:
-        source = ArraySource(sparse(x) if kind == "csr" else x, Y[rows], **about)
+    source = ArraySource(sparse(x) if kind == "csr" else x, Y[rows], **about)
     build(Alone(), folder, {"": source}, shards=shards, dtype=dtype, compression=compression)
     return folder
 
@@ -52,13 +46,12 @@ def table_of(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "manifest.json").read_text()))
 
 
-@pytest.mark.parametrize("kind", ["dense", "csr", "ratings"])
+@pytest.mark.parametrize("kind", ["dense", "csr"])
 def test_any_range_of_a_data_set_is_read_across_shards(tmp_path: Path, kind: str) -> None:
-    source = DatasetRows(open_dataset(make(tmp_path / "d", kind), ratings=True))
+    source = DatasetRows(open_dataset(make(tmp_path / "d", kind)))
     whole, _ = source.read(0, 50)
     whole = whole.dense() if isinstance(whole, Csr) else whole
-    if kind != "ratings":
-        np.testing.assert_array_equal(whole, X)
+    np.testing.assert_array_equal(whole, X)
     for start, stop in [(0, 0), (50, 50), (3, 4), (10, 40), (16, 17), (0, 50)]:
         x, y = source.read(start, stop)
         np.testing.assert_array_equal(x.dense() if isinstance(x, Csr) else x, whole[start:stop])
@@ -66,16 +59,16 @@ def test_any_range_of_a_data_set_is_read_across_shards(tmp_path: Path, kind: str
         np.testing.assert_array_equal(source.labels(start, stop), Y[start:stop])
 
 
-@pytest.mark.parametrize("kind", ["dense", "csr", "ratings"])
+@pytest.mark.parametrize("kind", ["dense", "csr"])
 @pytest.mark.parametrize("compression", [None, "gzip"])
 def test_merging_what_was_split_gives_the_rows_back(tmp_path: Path, kind: str, compression: str | None) -> None:
     folder = make(tmp_path / "d", kind, compression=compression)
     split = tmp_path / "s"
     assert main(["data", "split", str(folder), "-o", str(split), "--holdout", "0.3", "--seed", "4"]) == 0
     held = held_out(0, 50, 0.3, 4)
-    x, y = rows_of(open_dataset(folder, ratings=True))
+    x, y = rows_of(open_dataset(folder))
     for name, mask in (("train", ~held), ("test", held)):
-        part = open_dataset(split / name, ratings=True)
+        part = open_dataset(split / name)
         found = rows_of(part)
         np.testing.assert_array_equal(found[0], x[mask])
         np.testing.assert_array_equal(found[1], y[mask])
@@ -83,7 +76,7 @@ def test_merging_what_was_split_gives_the_rows_back(tmp_path: Path, kind: str, c
         assert part.manifest.label.values == [0, 1, 2]
     assert main(["data", "merge", str(split / "train"), str(split / "test"), "-o", str(tmp_path / "m"), "--shards", "4",
                  "--compression", "lzf", "--dtype", "float64"]) == 0
-    again = open_dataset(tmp_path / "m", ratings=True)
+    again = open_dataset(tmp_path / "m")
     found = rows_of(again)
     np.testing.assert_array_equal(found[0], np.concatenate([x[~held], x[held]]))
     np.testing.assert_array_equal(found[1], np.concatenate([y[~held], y[held]]))
@@ -196,14 +189,6 @@ def test_a_split_that_leaves_nothing_is_one_line(tmp_path: Path, capsys: pytest.
     folder = make(tmp_path / "d", rows=slice(0, 2), shards=1)
     assert main(["data", "split", str(folder), "-o", str(tmp_path / "s"), "--holdout", "0.000001"]) == 2
     assert "leaves none to test" in capsys.readouterr().err
-
-
-def test_numbers_of_users_and_items_may_differ(tmp_path: Path) -> None:
-    one, two = (DatasetRows(open_dataset(make(tmp_path / name, "ratings"), ratings=True)) for name in ("one", "two"))
-    two.features, two.about = 9, replace(two.about, users=30)
-    both = merged([one, two])
-    assert (both.rows, both.features, both.about.users) == (100, 9, 30)
-    assert isinstance(both.about, About)
 
 
 @pytest.mark.parametrize("command", [

@@ -14,13 +14,16 @@ import scipy.special
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rated_support import all_of
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from dml_hpc.cli import main
 from dml_hpc.data.csr import Csr
+from dml_hpc.data.ratings.opened import open_ratings
 from dml_hpc.data.synthetic.synthesis import synthetic
 from dml_hpc.errors import UserError
 from dml_hpc.kernels import random
+from dml_hpc.mpi import Alone
 
 SMALL = {
     "regression": {"features": 7},
@@ -278,21 +281,24 @@ def test_the_verb(tmp_path, capsys, kind):
     source = synthetic(kind, 200, 8, **given)
     X, y = source.read(0, 200)
     assert result["rows"] == 200 and result["features"] == source.features
-    stored = []
-    for part in sorted((tmp_path / "s").glob("part-*.h5")):
-        with h5py.File(part) as file:
-            stored.append(file["rating" if kind == "ratings" else "y"][()])
-            if kind == "ratings":
-                start = sum(map(len, stored[:-1]))
-                assert np.array_equal(file["user"], X[start:start + len(stored[-1]), 0])
-                assert np.array_equal(file["item"], X[start:start + len(stored[-1]), 1])
-    assert len(stored) == 3 and np.array_equal(np.concatenate(stored), y.astype(np.float32))
     manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
     assert manifest["source"]["synthetic"] == kind and manifest["users"] == given.get("users")
     with h5py.File(tmp_path / "s" / "truth.h5") as file:
         assert file.attrs["kind"] == kind and file.attrs["seed"] == 8 and file.attrs["rows"] == 200
         for name, value in source.truth().items():
             assert np.array_equal(file[name] if isinstance(value, np.ndarray) else file.attrs[name], value)
+    stored = []
+    if kind == "ratings":
+        users, items, ratings = all_of(open_ratings(Alone(), tmp_path / "s"))
+        order = np.lexsort((items, users))
+        expected = np.lexsort((X[:, 1], X[:, 0]))
+        assert np.array_equal(np.stack([users, items], 1)[order], X[expected])
+        assert np.array_equal(ratings[order], y[expected].astype(np.float32))
+        return
+    for part in sorted((tmp_path / "s").glob("part-*.h5")):
+        with h5py.File(part) as file:
+            stored.append(file["y"][()])
+    assert len(stored) == 3 and np.array_equal(np.concatenate(stored), y.astype(np.float32))
 
 
 def test_holdout_and_overwrite(tmp_path, capsys):

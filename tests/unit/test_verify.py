@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 from data_support import ArraySource, write_dataset
+from rated_support import write_rated
 
 from dml_hpc.cli import main
 from dml_hpc.data.build import build
@@ -29,27 +30,11 @@ X = (RNG.standard_normal((40, 7)) * (RNG.random((40, 7)) < 0.6)).astype(np.float
 Y = np.arange(40) % 3
 
 
-class Ratings:
-    """60 ratings of 9 users and 5 items."""
-
-    kind, rows, features = "ratings", 60, 5
-
-    def __init__(self) -> None:
-        from dml_hpc.data.sources.source import About
-
-        self.about = About(users=9, label="rating")
-        self.X = np.stack([np.arange(60) % 9, np.arange(60) % 5], axis=1)
-        self.y = np.arange(60) % 7 / 2
-
-    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.X[start:stop], self.y[start:stop]
-
-
 def make(folder: Path, kind: str, compression: str | None = None) -> Path:
     if kind == "ratings":
-        folder.mkdir()
-        build(Alone(), folder, {"": Ratings()}, shards=2, dtype="float32", compression=compression)
-        return folder
+        # 9 users and 6 items in 2 × 2 blocks; each pair at most once.
+        place = np.arange(54)
+        return write_rated(folder, place // 6, place % 6, place % 7 / 2, grid=(2, 2), shards=2, compression=compression)
     return write_dataset(folder, X if kind == "dense" else sparse(X), Y, [15, 0, 25], compression=compression)
 
 
@@ -96,7 +81,7 @@ def replace(name: str, make: Callable[[np.ndarray], np.ndarray]) -> Callable[[h5
 def test_a_whole_data_set_has_no_problem(tmp_path: Path, kind: str, compression: str | None) -> None:
     folder = make(tmp_path / "d", kind, compression)
     verdict = verify(Alone(), [folder])
-    assert verdict == (2 if kind == "ratings" else 3, 60 if kind == "ratings" else 40, [])
+    assert verdict == (2 if kind == "ratings" else 3, 54 if kind == "ratings" else 40, [])
     assert found(folder / "part-00001.h5", folder / "part-00000.h5") == []
 
 
@@ -134,8 +119,11 @@ DAMAGE = {
     "indptr is short": ("csr", replace("X/indptr", lambda p: p[:-1]), ["X", "X/indptr[14]", "y"]),
     "fewer indices": ("csr", replace("X/indices", lambda i: i[:-1]), ["X/indices"]),
     "indptr of floats": ("csr", replace("X/indptr", lambda p: p.astype(float)), ["X/indptr"]),
-    "a user too many": ("ratings", put("user", 7, 9), ["user[7]"]),
+    "a user too many": ("ratings", put("user", 7, 5), ["user[7]"]),
     "a negative item": ("ratings", put("item", 0, -1), ["item[0]"]),
+    "a pair twice": ("ratings", lambda file: [file[name].__setitem__(1, file[name][0]) for name in ("user", "item")],
+                     ["user[0]"]),
+    "users of another type": ("ratings", replace("user", lambda user: user.astype(np.int64)), ["user"]),
     "nan in a rating": ("ratings", put("rating", 8, np.nan), ["rating[8]"]),
 }
 

@@ -61,7 +61,7 @@ class Held:
         self._before = before if held else starts - before
         self.rows = int(self._before[-1])
         # A row of a sparse source takes far less than its width.
-        width = {"csr": 64, "ratings": 2}.get(source.kind, source.features)
+        width = 64 if source.kind == "csr" else source.features
         self._step = max(1, min(BLOCK_ROWS, STEP_BYTES // (8 * width)))
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray | Csr, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -32,6 +32,27 @@ class Wanted(NamedTuple):
         """All of them."""
         return [*self.numbers, *self.words, *self.texts]
 
+    def types(self) -> dict[str, Any]:
+        """Return the type that each is read as."""
+        pa = load_pyarrow()
+        # "true" is no number to a CSV reader: a column that began with booleans is read as such.
+        types = {name: pa.bool_() if self.kinds[name] == BOOLEAN else pa.float64() for name in self.numbers}
+        types.update(dict.fromkeys(self.words, pa.dictionary(pa.int32(), pa.string())))
+        return {**types, **dict.fromkeys(self.texts, pa.string())}
+
+
+class ReadAs(Protocol):
+    """Which columns are read: their names, and by name the type that text is read as."""
+
+    @property
+    def names(self) -> list[str]:
+        """All of them."""
+        ...
+
+    def types(self) -> dict[str, Any]:
+        """Return the type that each is read as."""
+        ...
+
 
 class Parsed(NamedTuple):
     """Some rows of a file as a pyarrow table, the bytes of the file they took, and how many rows came before them.
@@ -44,7 +65,7 @@ class Parsed(NamedTuple):
     before: int | None = None
 
 
-def parsed(source: Source, piece: Piece, wanted: Wanted) -> Iterator[Parsed]:
+def parsed(source: Source, piece: Piece, wanted: ReadAs) -> Iterator[Parsed]:
     """Yield the rows of a piece in order, so much at a time that memory stays bounded.
 
     pyarrow's threads share the work. Raises `UserError` for what cannot be read and `TextError` for text in a column
@@ -56,13 +77,13 @@ def parsed(source: Source, piece: Piece, wanted: Wanted) -> Iterator[Parsed]:
         with readable(source.path), source.path.open("rb", buffering=0) as file:
             file.seek(piece.start)
             text = file.read(piece.stop - piece.start)
-        table = _table(text, source, _types(wanted), piece.start == 0, lambda: rows_before(source, piece.start))
+        table = _table(text, source, wanted.types(), piece.start == 0, lambda: rows_before(source, piece.start))
         yield Parsed(table, len(text))
     else:
         yield from _packed(source, wanted)
 
 
-def _row_groups(source: Source, piece: Piece, wanted: Wanted) -> Iterator[Parsed]:
+def _row_groups(source: Source, piece: Piece, wanted: ReadAs) -> Iterator[Parsed]:
     pa = load_pyarrow()
     with readable(source.path), pa.parquet.ParquetFile(source.path) as file:
         before = sum(file.metadata.row_group(group).num_rows for group in range(piece.start))
@@ -73,22 +94,14 @@ def _row_groups(source: Source, piece: Piece, wanted: Wanted) -> Iterator[Parsed
             before += batch.num_rows
 
 
-def _packed(source: Source, wanted: Wanted) -> Iterator[Parsed]:
-    types = _types(wanted)
+def _packed(source: Source, wanted: ReadAs) -> Iterator[Parsed]:
+    types = wanted.types()
     rows, done = 0, 0
     with readable(source.path), open_text(source.path, source.form) as (stream, tell):
         for number, text in enumerate(_whole_rows(stream)):
             table = _table(text, source, types, number == 0, lambda rows=rows: rows)  # type: ignore[misc]
             yield Parsed(table, tell() - done, rows)
             rows, done = rows + table.num_rows, tell()
-
-
-def _types(wanted: Wanted) -> dict[str, Any]:
-    pa = load_pyarrow()
-    # "true" is no number to a CSV reader: a column that began with booleans is read as such.
-    types = {name: pa.bool_() if wanted.kinds[name] == BOOLEAN else pa.float64() for name in wanted.numbers}
-    types.update(dict.fromkeys(wanted.words, pa.dictionary(pa.int32(), pa.string())))
-    return {**types, **dict.fromkeys(wanted.texts, pa.string())}
 
 
 def _table(text: bytes, source: Source, types: Mapping[str, Any], header: bool, before: Callable[[], int]) -> Any:

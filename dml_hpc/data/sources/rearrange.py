@@ -29,7 +29,7 @@ class DatasetRows:
             feature_names=manifest.feature_names, numeric=None if figures is None else figures.numeric,
             missing=None if figures is None else figures.missing, columns=manifest.columns, label=manifest.label.name,
             label_names=manifest.label.names, label_missing=manifest.label.missing, weighted=dataset.weighted,
-            hash_bits=manifest.hash_bits, users=manifest.users,
+            hash_bits=manifest.hash_bits,
             label_values=manifest.label.values if dataset.is_imported else None,
             source={name: said for name, said in manifest.source.items() if name not in ("foreign", "chunk_rows")})
         self.dataset = dataset
@@ -45,36 +45,16 @@ class DatasetRows:
         return (joined(parts), np.concatenate(labels)) if parts else _no_rows(self)
 
     def _read(self, number: int, start: int, stop: int) -> tuple[np.ndarray | Csr, np.ndarray]:
-        if self.kind == "ratings":
-            shard = self.dataset.ratings(number)
-            try:
-                users, items, given = (part.read(start, stop) for part in (shard.user, shard.item, shard.labels))
-            finally:
-                shard.close()
-            pairs = np.stack([users.astype(np.int64), items.astype(np.int64)], axis=1)
-            self._check_pairs(number, start, pairs)
-            return pairs, given.astype(np.float64)
         rows = self.dataset.shard(number)
         y = with_weight(rows.y(start, stop).astype(np.float64), rows.weight(start, stop))
         return _floats(rows.block(start, stop), self.dataset.manifest.dtype), y
-
-    def _check_pairs(self, number: int, start: int, pairs: np.ndarray) -> None:
-        bad = np.flatnonzero(((pairs < 0) | (pairs >= [self.about.users or 0, self.features])).any(axis=1))
-        if len(bad):
-            raise UserError(f"{self.dataset.paths[number]}: rating {start + int(bad[0]):,} is of a user or item that "
-                            "the manifest does not count; `dml-hpc data verify` says more")
 
     def labels(self, start: int, stop: int) -> np.ndarray:
         """Return the labels (stop − start,) of a range of rows, float64; X is not read."""
         found = [np.empty(0)]
         for first, last in self.dataset.ranges(start, stop):
             number, begin = self.dataset.place(first)
-            if self.kind == "ratings":
-                shard = self.dataset.ratings(number)
-                found.append(shard.labels.read(begin, begin + last - first))
-                shard.close()
-            else:
-                found.append(self.dataset.shard(number).y(begin, begin + last - first))
+            found.append(self.dataset.shard(number).y(begin, begin + last - first))
         return np.concatenate(found).astype(np.float64)
 
 
@@ -89,7 +69,7 @@ def _no_rows(source: RowSource) -> tuple[np.ndarray | Csr, np.ndarray]:
     y = with_weight(np.empty(0), np.empty(0) if source.about.weighted else None)
     if source.kind == "csr":
         return Csr(np.empty(0), np.empty(0, np.int32), np.zeros(1, np.int64), source.features), y
-    return (np.empty((0, 2), np.int64) if source.kind == "ratings" else np.empty((0, source.features))), y
+    return np.empty((0, source.features)), y
 
 
 class Merged:
@@ -126,14 +106,12 @@ def merged(sources: Sequence[DatasetRows]) -> Merged:
                for place, column in enumerate(first.about.columns)]
     missing = [about.missing for about in abouts if about.missing is not None]
     listed = [about.label_values for about in abouts if about.label_values is not None]
-    users = [about.users for about in abouts if about.users is not None]
     about = replace(
         first.about, columns=columns, missing=sum(missing[1:], start=missing[0]) if missing else None,
-        label_missing=sum(about.label_missing for about in abouts), users=max(users, default=None),
+        label_missing=sum(about.label_missing for about in abouts),
         label_values=sorted({value for values in listed for value in values}) if listed else None,
         source=dict(first.about.source))
-    # Of ratings the numbers of users and items may differ: 7 is the same user everywhere.
-    return Merged(sources, max(source.features for source in sources), about)
+    return Merged(sources, first.features, about)
 
 
 def _check_same(first: DatasetRows, other: DatasetRows) -> None:
@@ -148,7 +126,7 @@ def _check_same(first: DatasetRows, other: DatasetRows) -> None:
     problem = None
     if first.kind != other.kind:
         problem = f"one is {first.kind}, the other {other.kind}"
-    elif first.features != other.features and first.kind != "ratings":
+    elif first.features != other.features:
         problem = f"one has {first.features:,} features, the other {other.features:,}"
     elif first.about.feature_names != other.about.feature_names:
         names, others = first.about.feature_names, other.about.feature_names

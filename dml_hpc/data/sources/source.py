@@ -19,7 +19,7 @@ class About:
     ``missing`` (features,) int64 counts the values that were missing and are now filled, None: none. ``label_names``
     are the words for the labels 0, 1, …; ``label_values`` those that are known beforehand, whether or not a row
     has them; ``label_missing`` counts the rows dropped for want of a label. ``weighted``: rows have weights.
-    ``users`` is for ratings: how many there are.
+    ``users`` is for made ratings: how many there are.
     """
 
     feature_names: list[str] | None = None
@@ -37,9 +37,7 @@ class About:
 
 
 class RowSource(Protocol):
-    """Rows 0 … ``rows`` − 1, read in any ranges, by any rank; ``kind`` is "dense", "csr" or "ratings".
-
-    Ratings are given as X (count, 2) int64, users and items, and y, what they gave.
+    """Rows 0 … ``rows`` − 1, read in any ranges, by any rank; ``kind`` is "dense" or "csr".
 
     What `read` returns for a row does not depend on the range it is asked for in, nor on the rank.
     """

@@ -106,12 +106,17 @@ class Ratings:
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Return (user, item) (stop − start, 2) int64 and ratings (stop − start,) float64; see `RowSource.read`."""
-        pairs, ratings = np.empty((stop - start, 2), np.int64), np.empty(stop - start)
-        kernels.rating_rows(self._keys, start, self.rows, self._starts, self.features, MOST_SKEW, pairs)
+        pairs, ratings = self.pairs(start, stop), np.empty(stop - start)
         kernels.factor_products(pairs, self.user_factors, self.item_factors, ratings)
         if self._noise:
             kernels.add_noise(self._noise_key, start, self._noise, ratings)
         return pairs, ratings
+
+    def pairs(self, start: int, stop: int) -> np.ndarray:
+        """Return (user, item) (stop − start, 2) int64 of ratings alone."""
+        pairs = np.empty((stop - start, 2), np.int64)
+        kernels.rating_rows(self._keys, start, self.rows, self._starts, self.features, MOST_SKEW, pairs)
+        return pairs
 
     def truth(self) -> dict[str, Any]:
         """See `synthesis`; no model has a smaller expected RMSE on unseen ratings than the noise."""

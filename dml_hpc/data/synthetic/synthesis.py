@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,6 +11,10 @@ import numpy as np
 
 from dml_hpc.console import Console
 from dml_hpc.data.build import build
+from dml_hpc.data.manifest import Manifest
+from dml_hpc.data.ratings.importing import Settings, check_settings
+from dml_hpc.data.ratings.importing import build as build_ratings
+from dml_hpc.data.ratings.made import counted
 from dml_hpc.data.sources.holdout import Held
 from dml_hpc.data.sources.source import RowSource
 from dml_hpc.data.synthetic.factors import LowRank, Ratings
@@ -89,13 +94,14 @@ def _row_entries(given: dict[str, Any], settings: dict[str, Any]) -> float:
 
 def synthesise(comm: Intracomm | Alone, output: Path, kind: str, rows: int, *, seed: int = 0, shards: int = 8,
                dtype: str = "float32", compression: str | None = None, holdout: float = 0.0,
-               console: Console | None = None, **given: Any) -> dict[str, Any]:
+               console: Console | None = None, grid: tuple[int, int] | None = None, **given: Any) -> dict[str, Any]:
     """Collective: make a data set of a kind in the folder ``output``, with `TRUTH` in it; see `synthetic`.
 
-    With ``holdout`` above 0 that share of the rows goes to ``output/test``, the others to ``output/train``. The bytes
-    do not depend on the number of ranks. Returns ``kind``, ``rows``, ``features``, ``nonzeros``, ``shards``,
-    ``dtype``, ``output``, ``train_rows``, ``test_rows`` (None without ``holdout``) and ``work_s``. Raises
-    `AgreedError` for what makes no data set.
+    With ``holdout`` above 0 that share of the rows goes to ``output/test``, the others to ``output/train``. ``grid`` is
+    for ratings: how many stripes of users and of items they are cut into (`grid_shape`). The bytes do not depend on the
+    number of ranks. Returns ``kind``, ``rows``, ``features``, ``nonzeros``, ``shards``, ``dtype``, ``output``,
+    ``train_rows``, ``test_rows`` (None without ``holdout``) and ``work_s``. Raises `AgreedError` for what makes no data
+    set.
     """
     started = time.perf_counter()
     with agreed(comm):
@@ -103,25 +109,62 @@ def synthesise(comm: Intracomm | Alone, output: Path, kind: str, rows: int, *, s
             raise UserError(f"--holdout is a share from 0 to below 1, --shards at least 1; got {holdout}, {shards}")
         if holdout and kind == "lowrank":
             raise UserError("the singular values of lowrank are those of all its rows; leave out --holdout")
+        if kind == "ratings":
+            check_settings(Settings(grid, shards=shards))
+            if dtype != "float32":
+                raise UserError(f"ratings are stored as float32, not {dtype}; leave out --dtype")
+        elif grid is not None:
+            raise UserError(f"{kind} takes no --grid, which cuts ratings; leave it out")
         source = synthetic(kind, rows, seed, dtype, **given)
+    console = console or Console(progress=False)
+    if isinstance(source, Ratings):
+        manifests = _rated(comm, output, source, Settings(grid, "last", holdout, seed, shards, compression), console)
+    else:
+        manifests = _rows(comm, output, source, kind, seed, shards, dtype, compression, holdout, console)
+    counts = {name: manifest.rows for name, manifest in manifests.items()}
+    first = next(iter(manifests.values()))
+    return {"kind": kind, "rows": rows, "features": source.features,
+            "nonzeros": sum(manifest.nonzeros for manifest in manifests.values()), "shards": len(first.shards),
+            "dtype": dtype, "output": str(output), "train_rows": counts.get("train"), "test_rows": counts.get("test"),
+            "work_s": round(time.perf_counter() - started, 6)}
+
+
+def _rated(comm: Intracomm | Alone, output: Path, made: Ratings, settings: Settings,
+           console: Console) -> dict[str, Manifest]:
+    """Collective: write ratings, cut into a grid."""
+    with shared_folder(comm, output) as folder:
+        scratch = folder / "scratch"
+        on_root(comm, scratch.mkdir)
+        bar = console.bar(made.rows // comm.size, "counting")
+        source = counted(comm, made, bar)
+        bar.close()
+        about = {name: value for name, value in made.about.source.items() if name != "seed"}
+        manifests = build_ratings(comm, folder, scratch, source, "rating", about, settings, console).manifests
+        comm.Barrier()
+        on_root(comm, lambda: shutil.rmtree(scratch))
+        on_root(comm, lambda: write_truth(folder / TRUTH, made, "ratings", made.rows))
+    return manifests
+
+
+def _rows(comm: Intracomm | Alone, output: Path, source: Synthetic, kind: str, seed: int, shards: int, dtype: str,
+          compression: str | None, holdout: float, console: Console) -> dict[str, Manifest]:
+    """Collective: write rows of features."""
+    with agreed(comm):
         parts: dict[str, RowSource] = {"": source}
         if holdout:
             parts = {"train": Held(source, holdout, seed, False), "test": Held(source, holdout, seed, True)}
             empty = [name for name, part in parts.items() if not part.rows]
             if empty:
-                raise UserError(f"--holdout {holdout:g} of {rows:,} rows leaves none to {empty[0]}; choose another")
+                raise UserError(f"--holdout {holdout:g} of {source.rows:,} rows leaves none to {empty[0]}; choose "
+                                "another")
     # The bar counts the rows of rank 0.
     own = split(shards, comm.size, 0)[1]
-    bar = (console or Console(progress=False)).bar(rows * own // shards, "making rows")
+    bar = console.bar(source.rows * own // shards, "making rows")
     with shared_folder(comm, output) as folder:
         manifests = build(comm, folder, parts, shards=shards, dtype=dtype, compression=compression, bar=bar)
-        on_root(comm, lambda: write_truth(folder / TRUTH, source, kind, rows))
+        on_root(comm, lambda: write_truth(folder / TRUTH, source, kind, source.rows))
     bar.close()
-    counts = {name: manifest.rows for name, manifest in manifests.items()}
-    return {"kind": kind, "rows": rows, "features": source.features,
-            "nonzeros": sum(manifest.nonzeros for manifest in manifests.values()), "shards": shards, "dtype": dtype,
-            "output": str(output), "train_rows": counts.get("train"), "test_rows": counts.get("test"),
-            "work_s": round(time.perf_counter() - started, 6)}
+    return manifests
 
 
 def write_truth(path: Path, source: Synthetic, kind: str, rows: int) -> None:

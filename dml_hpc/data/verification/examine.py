@@ -12,6 +12,7 @@ from dml_hpc.data.shard import WEIGHT, Keys, holds_group, open_ratings, open_sha
 from dml_hpc.data.statistics import Moments
 from dml_hpc.data.stored import StoredArray
 from dml_hpc.data.verification.examine_csr import examine_csr
+from dml_hpc.data.verification.examine_ratings import examine_ratings
 from dml_hpc.data.verification.findings import (
     Expected,
     Findings,
@@ -39,7 +40,7 @@ def examine(path: Path, expected: Expected) -> Findings:
         return found
     try:
         found.kind = expected.kind or _kind(path, file, expected)
-        {"dense": _dense, "csr": examine_csr, "ratings": _ratings}[found.kind](path, file, expected, found)
+        {"dense": _dense, "csr": examine_csr, "ratings": examine_ratings}[found.kind](path, file, expected, found)
         _label_and_weight(path, file, expected, found)
     except HDF5_ERRORS as error:
         found.add("file", f"cannot be read as HDF5: {first_line(error)}")
@@ -107,7 +108,7 @@ def _label_and_weight(path: Path, file: Any, expected: Expected, found: Findings
         compare_dtype(found, name, y, expected.dtype and label_dtype(expected.dtype))
         _column(y, name, found, expected.values)
     name = expected.weight_key or WEIGHT
-    if found.kind != "ratings" and (expected.weight_key is not None or find(path, file, name)):
+    if expected.weight_key is not None or find(path, file, name):
         weight = open_part(path, file, name, 1, found)
         if weight is not None:
             compare_rows(found, name, weight)
@@ -117,8 +118,8 @@ def _label_and_weight(path: Path, file: Any, expected: Expected, found: Findings
 
 
 def _column(part: StoredArray, name: str, found: Findings, values: list[float] | None,
-            least: float | None = None, below: int | None = None) -> None:
-    """Look at one number a row: finite, one of ``values``, not less than ``least``, less than ``below``."""
+            least: float | None = None) -> None:
+    """Look at one number a row: finite, one of ``values``, not less than ``least``."""
     bad, odd, first_bad, first_odd = 0, 0, "", ""
     known = None if values is None else np.array(values, np.float64)
     for start, stop in blocks(part.path, part.shape[0], part.row_bytes):
@@ -135,8 +136,6 @@ def _column(part: StoredArray, name: str, found: Findings, values: list[float] |
             outside = ~np.isin(block.astype(np.float64), known)
         if least is not None:
             outside |= block < least
-        if below is not None:
-            outside |= block >= below
         outside &= finite
         if outside.any():
             place = int(np.argmax(outside))
@@ -145,20 +144,5 @@ def _column(part: StoredArray, name: str, found: Findings, values: list[float] |
     not_finite(found, first_bad, bad)
     if odd:
         where, _, value = first_odd.partition("=")
-        allowed = "none of the label values that the manifest lists" if known is not None else \
-            "negative" if below is None else f"not in 0 … {below - 1:,}"
+        allowed = "none of the label values that the manifest lists" if known is not None else "negative"
         found.add(where, f"is {value}, {allowed}; so are {odd:,} values")
-
-
-def _ratings(path: Path, file: Any, expected: Expected, found: Findings) -> None:
-    for name, most in (("user", expected.users), ("item", expected.features)):
-        part = open_part(path, file, name, 1, found)
-        if part is None:
-            continue
-        if found.rows is None:
-            found.rows = part.shape[0]
-            compare(found, name, "rows", found.rows, expected.rows)
-        compare_rows(found, name, part)
-        if part.dtype.kind not in "iu":
-            found.add(name, f"holds {part.dtype}, not whole numbers")
-        _column(part, name, found, None, least=0, below=most)

@@ -27,7 +27,7 @@ class Fault(NamedTuple):
 class Expected(NamedTuple):
     """What a file should hold; None: whatever it says itself. ``moments``: the figures of its features are wanted.
 
-    ``weight_key`` None: rows need no weights.
+    ``weight_key`` None: rows need no weights. ``timed``: ratings have times.
     """
 
     kind: str | None = None
@@ -35,13 +35,15 @@ class Expected(NamedTuple):
     features: int | None = None
     nonzeros: int | None = None
     dtype: str | None = None
-    users: int | None = None
     values: list[float] | None = None
     moments: bool = False
     x_key: str = "X"
     y_key: str = "y"
     compressed: bool | None = None
     weight_key: str | None = None
+    blocks: list[list[int]] | None = None
+    """Of ratings: of each block in the file how many there are, of how many users and items."""
+    timed: bool = False
 
 
 @dataclass

@@ -11,9 +11,11 @@ import numpy as np
 
 from dml_hpc.console import Console, Progress
 from dml_hpc.data.manifest import FILE, Manifest, ShardEntry, read_manifest
+from dml_hpc.data.ratings.ids import FILE as IDS
 from dml_hpc.data.shard import WEIGHT, Keys
 from dml_hpc.data.statistics import Moments, Statistics
 from dml_hpc.data.verification.examine import examine
+from dml_hpc.data.verification.examine_ratings import blocks_of, examine_ids
 from dml_hpc.data.verification.findings import Expected, Fault, Findings
 from dml_hpc.data.verification.untrusted import examine_apart
 from dml_hpc.errors import UserError
@@ -106,6 +108,8 @@ def _folder(folder: Path, keys: Keys | None) -> _Part:
              for path in sorted(folder.glob("part-*.h5")) if path.name not in listed]
     part = _Part([], manifest, folder, extra)
     part.files += [(folder / entry.file, _expected(manifest, entry), entry) for entry in manifest.shards]
+    if manifest.kind == "ratings":
+        part.problems += [Problem(str(folder / IDS), *fault) for fault in examine_ids(folder, manifest)]
     return part
 
 
@@ -121,9 +125,11 @@ def _shards(folder: Path, files: Sequence[Path]) -> _Part | None:
 
 
 def _expected(manifest: Manifest, entry: ShardEntry) -> Expected:
-    return Expected(manifest.kind, entry.rows, manifest.features, entry.nonzeros, manifest.dtype, manifest.users,
+    return Expected(manifest.kind, entry.rows, manifest.features, entry.nonzeros, manifest.dtype,
                     manifest.label.values, manifest.statistics is not None,
-                    compressed=manifest.compression is not None, weight_key=WEIGHT if manifest.weighted else None)
+                    compressed=manifest.compression is not None, weight_key=WEIGHT if manifest.weighted else None,
+                    blocks=None if manifest.grid is None else blocks_of(manifest, manifest.shards.index(entry)),
+                    timed=manifest.grid is not None and manifest.grid["timed"])
 
 
 def _look(parts: list[_Part], work: list[tuple[int, int]], bar: Progress) -> _Looked:

@@ -1,0 +1,144 @@
+"""The kernel of rating SGD against a loop in float64, and its steps against finite differences of the objective."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dml_hpc.kernels.rating_sgd import lanes_of, measure, padded, predict, sgd
+
+pytestmark = pytest.mark.maths
+
+USERS, ITEMS = 13, 9
+MEAN, SCALE = 3.0, 1.25
+
+
+def problem(k: int, count: int = 60, biases: bool = True, weighted: bool = False, seed: int = 0):
+    """Ratings, factors (rows of `padded` k, zeros behind k) and biases."""
+    rng = np.random.default_rng(seed)
+    users, items = rng.integers(0, USERS, count).astype(np.int32), rng.integers(0, ITEMS, count).astype(np.int32)
+    ratings = rng.integers(1, 6, count).astype(np.float32)
+    weights = rng.uniform(0.5, 2, count).astype(np.float32) if weighted else None
+    p, q = (np.zeros((rows, padded(k)), np.float32) for rows in (USERS, ITEMS))
+    p[:, :k], q[:, :k] = rng.normal(0, 0.3, (USERS, k)), rng.normal(0, 0.3, (ITEMS, k))
+    b, c = (rng.normal(0, 0.3, rows).astype(np.float32) if biases else None for rows in (USERS, ITEMS))
+    return users, items, ratings, weights, p, q, b, c
+
+
+def numbers(*values: float) -> tuple[np.float32, ...]:
+    return tuple(map(np.float32, values))
+
+
+def run(given, step_size: float, l2: float, bias_l2: float, squares=(None, None), first: int = 0) -> float:
+    users, items, ratings, weights, p, q, b, c = given
+    if squares[0] is not None:
+        for factors, sums in zip((p, q), squares, strict=True):
+            measure(factors.reshape(-1), sums.reshape(-1), *lanes_of(p.shape[1]))
+    flat = [array.view(np.uint16).reshape(-1) if array.dtype == np.float16 else array.reshape(-1) for array in (p, q)]
+    flat += [b, c, *(None if one is None else one.reshape(-1) for one in squares)]
+    return sgd(users, items, ratings, weights, *flat, *lanes_of(p.shape[1]),
+               *numbers(MEAN, SCALE, step_size, l2, bias_l2), first)
+
+
+def reference(given, step_size: float, l2: float, bias_l2: float, squares=(None, None), first: int = 0):
+    """The same in float64, one rating after the other; returns (p, q, b, c, squares, summed loss)."""
+    users, items, ratings, weights, *arrays = given
+    p, q, b, c = (None if one is None else one.astype(np.float64) for one in arrays)
+    sums = [None if one is None else one[:, 0].astype(np.float64) for one in squares]
+    total, width = 0.0, p.shape[1]
+    for n in np.roll(np.arange(len(users)), -first):
+        u, i, w = users[n], items[n], 1.0 if weights is None else float(weights[n])
+        e = (ratings[n] - MEAN) / SCALE - p[u] @ q[i] - (0 if b is None else b[u] + c[i])
+        total += w * e * e
+        steps = [step_size, step_size]
+        against = [w * (e * q[i] - l2 * p[u]), w * (e * p[u] - l2 * q[i])]
+        if sums[0] is not None:
+            for side, row in enumerate((u, i)):
+                steps[side] /= np.sqrt(1 + sums[side][row])
+                sums[side][row] += against[side] @ against[side] / width
+        p[u], q[i] = p[u] + steps[0] * against[0], q[i] + steps[1] * against[1]
+        if b is not None:
+            b[u] += steps[0] * w * (e - bias_l2 * b[u])
+            c[i] += steps[1] * w * (e - bias_l2 * c[i])
+    return p, q, b, c, sums, total
+
+
+@pytest.mark.parametrize("k", [1, 16, 20, 32, 64, 100, 128, 130])
+def test_steps_are_those_of_a_loop_in_float64(k):
+    given = problem(k)
+    expected = reference(given, 0.05, 0.1, 0.02)
+    total = run(given, 0.05, 0.1, 0.02)
+    for found, wanted in zip(given[4:], expected[:4], strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-6)
+    assert total == pytest.approx(expected[-1], rel=1e-5)
+
+
+@pytest.mark.parametrize("biases", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_every_kind_of_step_is_that_of_a_loop_in_float64(biases, weighted, adaptive):
+    given = problem(20, biases=biases, weighted=weighted)
+    squares = (np.full((USERS, 2), 0.5, np.float32), np.zeros((ITEMS, 2), np.float32)) if adaptive else (None, None)
+    expected = reference(given, 0.05, 0.1, 0.02, squares, 17)
+    total = run(given, 0.05, 0.1, 0.02, squares, 17)
+    if adaptive:
+        for (_, length), row in zip(squares[0], given[4], strict=True):  # which is not looked at again, but follows
+            assert length == pytest.approx(row @ row, rel=1e-4)
+        squares = [sums[:, 0] for sums in squares]
+    for found, wanted in zip([*given[4:], *squares], [*expected[:4], *expected[4]], strict=True):
+        if wanted is None:
+            assert found is None
+        else:
+            np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-6)
+    assert total == pytest.approx(expected[-1], rel=1e-5)
+    assert not given[4][:, 20:].any() and not given[5][:, 20:].any()
+
+
+def test_a_step_goes_against_the_gradient_of_the_objective():
+    users, items, ratings, weights, p, q, b, c = problem(16, count=1, weighted=True)
+    u, i, step, l2, bias_l2 = users[0], items[0], 1e-3, 0.3, 0.7
+
+    def objective(values: np.ndarray) -> float:
+        p_u, q_i, (b_u, c_i) = values[:16], values[16:32], values[32:]
+        e = (float(ratings[0]) - MEAN) / SCALE - p_u @ q_i - b_u - c_i
+        return 0.5 * float(weights[0]) * (e * e + l2 * (p_u @ p_u + q_i @ q_i) + bias_l2 * (b_u**2 + c_i**2))
+
+    before = np.r_[p[u], q[i], b[u], c[i]].astype(np.float64)
+    slopes = np.array([(objective(before + h) - objective(before - h)) / 2e-5 for h in np.eye(34) * 1e-5])
+    run((users, items, ratings, weights, p, q, b, c), step, l2, bias_l2)
+    np.testing.assert_allclose((before - np.r_[p[u], q[i], b[u], c[i]]) / step, slopes, atol=2e-4)
+
+
+def test_factors_of_half_precision_are_summed_in_single():
+    given = problem(32)
+    half = (*given[:4], given[4].astype(np.float16), given[5].astype(np.float16), *(one.copy() for one in given[6:]))
+    expected = reference(half, 0.05, 0.1, 0.02)
+    total = run(half, 0.05, 0.1, 0.02)
+    np.testing.assert_allclose(half[4], expected[0], atol=4e-3)  # each step rounds once
+    np.testing.assert_allclose(half[5], expected[1], atol=4e-3)
+    assert total == pytest.approx(expected[-1], rel=1e-2)
+
+
+def test_no_ratings_change_nothing():
+    given = problem(16, count=0)
+    before = [one.copy() for one in given[4:]]
+    assert run(given, 0.1, 0.1, 0.1) == 0.0
+    for found, wanted in zip(given[4:], before, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_what_diverges_is_seen():
+    given = problem(16)
+    assert not np.isfinite(sum(run(given, 50.0, 0.0, 0.0) for _ in range(20)))
+
+
+def test_predictions_of_known_and_unknown():
+    users, items, _, _, p, q, b, c = problem(20)
+    users[3], items[3], users[4], items[5] = -1, -1, -1, -1
+    found = np.empty(len(users), np.float32)
+    predict(users, items, p.reshape(-1), q.reshape(-1), b, c, *lanes_of(p.shape[1]), *numbers(MEAN, SCALE), found)
+    u, i = users >= 0, items >= 0
+    score = np.where(u & i, np.sum(p[users] * q[items], axis=1), 0)
+    score += np.where(u, b[users], 0) + np.where(i, c[items], 0)
+    np.testing.assert_allclose(found, MEAN + SCALE * score, rtol=1e-5)
+    assert found[3] == MEAN
