@@ -492,7 +492,7 @@ def svd_apply(comm: Any, console: Any, **arguments: Any) -> Any:
     return svd_apply.run(comm, console, **arguments)
 
 
-@root.command(cls=RanksVerb)
+@root.command(cls=LongVerb)
 @click.argument("ratings", type=PATH)
 @output
 @option("-k", "--k", "k", type=click.IntRange(1, 4096), default=32, metavar="N", help="Factors of a user and of an "
@@ -663,7 +663,7 @@ def bench_allreduce(comm: Any, console: Any, **arguments: Any) -> Any:
     return bench_allreduce.run(comm, console, **arguments)
 
 
-MEASURED = ("train", "svd", "evaluate", "predict", "allreduce")
+MEASURED = ("train", "svd", "mf", "evaluate", "predict", "allreduce")
 """Verbs that can be measured on several numbers of ranks; the last one is ``bench allreduce``."""
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dml_hpc.comm.clock import PHASES, Clock
 from dml_hpc.commands.keeping import Keeping, about_run
+from dml_hpc.commands.whereabouts import whereabouts
 from dml_hpc.console import Console
 from dml_hpc.data.ratings.opened import StoredRatings, open_ratings
 from dml_hpc.decomposition.mf import EPOCHS
@@ -23,9 +24,11 @@ from dml_hpc.memory import free_bytes, peak_bytes, resident_bytes
 from dml_hpc.mpi import agreed, first_on_node, ranks_on_node
 from dml_hpc.reports.timeline import write_timeline
 from dml_hpc.store.every import Every
+from dml_hpc.store.live import Live
 from dml_hpc.store.rating_factors import Piece, write_rating_factors
 from dml_hpc.store.saving import Memory
 from dml_hpc.store.state import Kept
+from dml_hpc.usage import since, usage
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -37,15 +40,16 @@ def run(comm: Intracomm, console: Console, ratings: Path, output: Path, k: int =
         test: Path | None = None, factors: str = "float32", threads: int | None = None,
         memory_limit: int | None = None, reproducible: bool = False, seed: int = 0, trace: Path | None = None,
         overwrite: bool = False, checkpoint: Path | None = None, checkpoint_every: Every | None = None,
-        keep: int | None = None, resume: bool = False, memory: Memory | None = None) -> dict[str, Any]:
+        keep: int | None = None, resume: bool = False, memory: Memory | None = None, live: Live | None = None,
+        probe: bool = False) -> dict[str, Any]:
     """Collective: factorise the data set ``ratings`` and write the factors to ``output``.
 
-    ``checkpoint``, ``checkpoint_every``, ``keep``, ``resume`` and ``memory`` are those of `Keeping`; a step is an
-    epoch. Returns the ``--json`` keys. Raises `AgreedError` on every rank for what the user can mend, before anything
-    is written.
+    ``checkpoint``, ``checkpoint_every``, ``keep``, ``resume``, ``memory`` and ``live`` are those of `Keeping`; a step
+    is an epoch. With ``probe`` the wire between ranks is measured at the end. Returns the ``--json`` keys. Raises
+    `AgreedError` on every rank for what the user can mend, before anything is written.
     """
     started = time.perf_counter()
-    keeping = Keeping(checkpoint, checkpoint_every, keep, resume, memory)
+    keeping = Keeping(checkpoint, checkpoint_every, keep, resume, memory, live)
     inputs = [ratings, *([] if test is None else [test])]
     with agreed(comm):
         keeping.check(comm.rank, inputs)
@@ -88,8 +92,11 @@ def run(comm: Intracomm, console: Console, ratings: Path, output: Path, k: int =
         _introduce(console, learnt, sgd, comm.size)
         bar = console.bar(epochs or 0, "factorising", 0 if kept is None else kept.part("loop").values["step"])
         own_ratings = int(learnt.grid.counts[sgd.own.start:sgd.own.stop].sum())
+        comm.Barrier()  # so that time begins at once everywhere
+        began, taken = time.perf_counter(), usage()
         outcome = learn(sgd, StepSizes(schedule, step_size, epochs), Limits(epochs, time_budget, tolerance), saving,
                         own_ratings, lambda so_far: bar.advance(1, _rmse(so_far)))
+        work_s, used = time.perf_counter() - began, since(taken)
         bar.close(_rmse(outcome))
         scale = math.sqrt(sgd.scale)
         digest = write_rating_factors(
@@ -101,10 +108,11 @@ def run(comm: Intracomm, console: Console, ratings: Path, output: Path, k: int =
         active = sgd.strata.active
     if trace is not None:
         write_timeline(comm, trace, clock.spans(started))
-    per_rank = comm.allgather({name: round(seconds, 6) for name, seconds in clock.seconds.items()} | {
-        "work_s": round(time.perf_counter() - started, 6), "ratings": own_ratings, "bytes_sent": bytes_sent})
-    learning_s = max(comm.allgather(outcome.learning_s))
     done = outcome.epochs - (0 if kept is None else kept.part("loop").values["step"])
+    per_rank = comm.allgather({name: round(seconds, 6) for name, seconds in clock.seconds.items()} | {
+        "work_s": round(work_s, 6), **used, "rows": own_ratings,
+        "examples": own_ratings * done, "bytes_sent": bytes_sent, "peak_bytes": peak_bytes()})
+    learning_s = max(comm.allgather(outcome.learning_s))
     result = {
         "k": k, "algorithm": algorithm, "epochs": outcome.epochs,
         "rmse_train": outcome.rmse_train[-1] if outcome.rmse_train else None,
@@ -123,10 +131,10 @@ def run(comm: Intracomm, console: Console, ratings: Path, output: Path, k: int =
         "work_s": max(one["work_s"] for one in per_rank), "per_rank": per_rank,
         "time_split": {name: max(one[name] for one in per_rank) for name in PHASES},
         "bytes_sent": sum(one["bytes_sent"] for one in per_rank), "trace": comm.allgather(outcome.points),
-        "peak_bytes": max(comm.allgather(peak_bytes())), "checkpoints": saving.count,
+        "peak_bytes": max(one["peak_bytes"] for one in per_rank), "checkpoints": saving.count,
         "checkpoints_failed": saving.failures,
         "resumed_from": None if kept is None else kept.part("loop").values["step"],
-        "ranks_at_starts": [comm.size] if memory is None else memory.ranks,
+        "ranks_at_starts": [comm.size] if memory is None else memory.ranks, **whereabouts(comm, probe),
     }
     _tell(console, result)
     return result

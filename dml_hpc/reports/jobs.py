@@ -11,8 +11,8 @@ from dml_hpc.reports.quantities import Record
 JOB_KEYS = ("command", "objective", "hidden", "algorithm", "tau", "allreduce", "compression", "compression_ratio",
             "compression_rank", "overlap", "exchange", "reproducible", "device", "rows_as", "data", "rows", "features",
             "k", "method", "batch_size", "epochs", "repeats", "optimizer", "schedule", "momentum", "dtype", "fan_in",
-            "scale", "intercept", "shuffle", "rebalance", "memory_limit", "emulated", "rate", "delay",
-            "ranks_per_host", "scaling")
+            "factors_dtype", "threads", "scale", "intercept", "shuffle", "rebalance", "memory_limit", "emulated",
+            "rate", "delay", "ranks_per_host", "scaling")
 """Runs that agree in all of these did the same work and may be compared at different numbers of ranks."""
 TITLE_KEYS = ("command", "objective", "algorithm", "allreduce", "compression", "reproducible", "device", "data", "k",
               "method", "batch_size", "epochs", "dtype", "emulated", "rate", "scaling")

@@ -82,6 +82,11 @@ def learn(sgd: Sgd, steps: StepSizes, limits: Limits, saving: Saving, own_rating
         whole.add(PART, part)
         return whole
 
+    def look() -> dict[str, Any]:
+        return {"epoch": outcome.epochs, "loss": outcome.rmse_train[-1] if outcome.rmse_train else None,
+                "examples": sgd.n_ratings * (outcome.epochs - earlier_epochs)}
+
+    saving.watch(outcome.epochs, limits.epochs, look, clock.so_far)
     saving.start(outcome.epochs)
     while limits.epochs is None or outcome.epochs < limits.epochs:
         at_step(outcome.epochs + 1)
@@ -105,7 +110,8 @@ def learn(sgd: Sgd, steps: StepSizes, limits: Limits, saving: Saving, own_rating
             "seconds": round(outcome.seconds, 6), "examples": own_ratings * (outcome.epochs - earlier_epochs),
             "loss": rmse, "rmse_test": outcome.rmse_test[-1] if outcome.rmse_test else None,
             "bytes_sent": 0 if sgd.carousel is None else sgd.carousel.bytes_sent,
-            "idle": round(clock.seconds["wait"] / spent, 6) if spent else 0.0})
+            "idle": round(clock.seconds["wait"] / spent, 6) if spent else 0.0,
+            **{phase: round(seconds, 6) for phase, seconds in clock.seconds.items()}})
         on_epoch(outcome)
         if limits.seconds is not None and outcome.seconds >= limits.seconds:
             outcome.stopped = "the time is over"

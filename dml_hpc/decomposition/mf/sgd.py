@@ -62,6 +62,8 @@ class Sgd:
                  held: Ratings | None = None, most_bytes: int | None = None):
         grid = self._grid = ratings.grid
         self.comm, self.settings, self.clock = comm, settings, clock
+        self.n_ratings = grid.ratings
+        """Of all ranks."""
         self.strata = Strata(grid.counts, comm.size)
         self.own = self.strata.own(comm.rank)
         self.form = Format(settings.k, np.dtype(settings.factors), settings.biases, settings.adaptive)
