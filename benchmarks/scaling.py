@@ -1,32 +1,41 @@
-"""Strong scaling of the main jobs on one machine: 1, 2, … ranks in turn, several times, into run records.
+"""Strong scaling of every job on one machine: 1, 2, … ranks in turn, several times, into run records.
 
     python benchmarks/scaling.py DATASET RECORDS.jsonl [RANKS]
     dml-hpc report RECORDS.jsonl -o report.html
 
-Full-batch training (one pass over memory an epoch), mini-batch training (one small all-reduce a step) and the SVD
-(bound by arithmetic): three kinds of limit in one report, each measured by ``dml-hpc bench scaling``.
+Full-batch training (one pass over memory an epoch), mini-batch training (one small all-reduce a step), local SGD, model
+averaging, L-BFGS, SVD by two methods and matrix factorisation: each by ``dml-hpc bench scaling``.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 TOOL = str(Path(sys.executable).parent / "dml-hpc")
 JOBS = (
-    ("train", "--batch-size", "full", "--epochs", "100", "--step-size", "1"),
+    ("train", "--algorithm", "sync", "--batch-size", "full", "--epochs", "100", "--step-size", "1"),
     ("train", "--epochs", "20", "--step-size", "0.5"),
-    ("svd", "-k", "20"),
+    ("train", "--algorithm", "local", "--epochs", "20", "--step-size", "0.5"),
+    ("train", "--algorithm", "average", "--epochs", "10"),
+    ("train", "--algorithm", "lbfgs", "--epochs", "100", "--tolerance", "0"),
+    ("svd", "-k", "20", "--method", "gram"),
+    ("svd", "-k", "20", "--method", "randomized"),
 )
+RATINGS = ("--rows", "5000000", "--users", "60000", "--items", "20000")
 
 
 def main(data: str, records: str, most_ranks: str = "2") -> None:
     """Measure every job on 1, 2, 4 … ranks; append one record a run."""
     ranks = ",".join(str(n) for n in (1, 2, 4, 8, 16, 32, 64) if n <= int(most_ranks))
-    for verb, *options in JOBS:
-        line = [TOOL, "bench", "scaling", "--ranks", ranks, "--record", records, "--", verb, data, *options]
-        subprocess.run(line, check=True)
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([TOOL, "data", "synth", "ratings", *RATINGS, "-o", f"{folder}/ratings"], check=True)
+        for verb, *options in (*((verb, data, *options) for verb, *options in JOBS),
+                               ("mf", f"{folder}/ratings", "-k", "32", "--epochs", "10")):
+            line = [TOOL, "bench", "scaling", "--ranks", ranks, "--record", records, "--", verb, *options]
+            subprocess.run(line, check=True)
 
 
 if __name__ == "__main__":
