@@ -22,6 +22,7 @@ JOB_SETTINGS = {
     # Nodes share one machine's cores: bound, all of them would sit on the first.
     "BIND": "no",
     # More ranks than cores; in a container everyone is root, and Open MPI wants that said twice.
+    "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1",
     "OMPI_MCA_mpi_yield_when_idle": "1", "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
 }
 """The environment of jobs with this Python's MPI, beside what is there already."""

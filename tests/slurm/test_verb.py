@@ -15,7 +15,7 @@ import pytest
 from slurm_support import BESIDE, LONG, Job, wait_until
 
 ENVIRONMENT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMP_NUM_THREADS": "1",
-               "OMPI_MCA_mpi_yield_when_idle": "1"}
+               "OMPI_MCA_mpi_yield_when_idle": "1", "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1"}
 
 TWO_RANKS = ("--nodes", 2, "--ranks-per-node", 1)
 
