@@ -155,7 +155,9 @@ def test_ranks_that_srun_starts_in_the_wrong_way_name_the_right_one(tmp_path, da
     assert len(right) <= 1 and "srun" not in right
     for way, ranks in done.items():
         if way not in right:
-            assert ranks.returncode == 2, ranks.stderr
+            # srun's is the highest: the first to end may have another ended that is only starting.
+            assert ranks.returncode in (2, 143), ranks.stderr
+            assert "exit code 2\n" in ranks.stderr
             line, = [line for line in ranks.stderr.splitlines() if not re.match(r"(srun|slurmstepd-?\w*): ", line)]
             assert line.startswith(f"dml-hpc: {way} started 2 ranks, but this Python's MPI library"), line
             assert re.findall(r"start them with `(.*) …`", line) == (right or ["mpirun"])
