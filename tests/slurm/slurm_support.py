@@ -26,7 +26,7 @@ JOB_SETTINGS = {
     "OMPI_MCA_mpi_yield_when_idle": "1", "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
 }
 """The environment of jobs with this Python's MPI, beside what is there already."""
-DEADLINE_S = 90.0
+DEADLINE_S = 120.0
 """How long a job may take to come to where a test waits for it: many run at a time, on few cores."""
 _LOOK_S = 0.2
 RESTART_S = 2
