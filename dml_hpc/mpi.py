@@ -89,7 +89,8 @@ def _run(body: Callable[[Intracomm], int], deadline_s: float, failure: tuple[str
                 return code if least_ranks is None else _leave(code)
             assert fault is not None
             code = _told(comm, fault, _end if least_ranks is None else _end_alone)
-            return code if least_ranks is None else _leave(code)
+            # Where none survives another none is left behind either, and MPICH's launcher kills who has not finalized.
+            return code if least_ranks is None or unable else _leave(code)
         if comm.rank == 0 and code is not None:
             finished = code
         comm = alive

@@ -54,7 +54,7 @@ def supervised(work: Callable[[], int], place: Launch, others_go_on: bool = Fals
         global _word_write
         _word_write = word_write
         code = work()
-        last_word()
+        last_word(code)
         return code
 
     os.close(alive_read)
@@ -88,6 +88,9 @@ class _Supervisor:
         _, status = os.waitpid(self._child, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         self._words.extend(os.read(self._word_read, 16))
+        if status and (last := self._words.partition(_FINISHED)[2].strip(b"+.")):
+            # `srun` tells the others to stop when the first rank ends, however good the order in which all do.
+            return int(last)
         finished, go_on = _FINISHED in self._words, self._others_go_on and _JOINED in self._words
         code = self._named(status, finished, go_on)
         if os.WIFSIGNALED(status) and go_on:
@@ -175,13 +178,16 @@ _SUPERVISOR_DIED = 70
 _word_write: int | None = None
 
 
-def last_word() -> None:
-    """Tell the supervisor that this rank has said all there is to say: how it ends now needs no comment."""
+def last_word(code: int = 0) -> None:
+    """Tell the supervisor that this rank has said all there is to say: how it ends now needs no comment.
+
+    A ``code`` other than 0 is how it ends, whatever signal comes while it tidies up.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     wait_until_read(2)
     if _word_write is not None:
-        os.write(_word_write, _FINISHED)
+        os.write(_word_write, _FINISHED + (b"%d" % code if code else b""))
 
 
 _HINTS: dict[int, str] = {

@@ -69,7 +69,8 @@ color=no
 pytest=(python -m pytest -q --color=$color)
 
 # The tests marked `job` start ranks of their own, so what they show depends on the MPI library too.
-bounded "${pytest[@]}" -n 2 tests/unit ${only_mpi:+-m job} "$@"
+# Some of the tests wait, for deadlines and for jobs: three keep two cores busy.
+bounded "${pytest[@]}" -n 3 tests/unit ${only_mpi:+-m job} "$@"
 [ -n "$only_mpi" ] || bounded tests/gpu/run.sh "${pytest[@]}" "$@"
 # Of another library, one rank and an odd number show nothing new; nor do four of the arithmetic, after three.
 for n in ${only_mpi:+2 4} ${only_mpi:-1 2 3 4}; do
@@ -81,7 +82,7 @@ for n in ${only_mpi:+2 4} ${only_mpi:-1 2 3 4}; do
 done
 # Batch scripts, where a Slurm of several nodes can be had on this machine.
 if why=$(scripts/local_slurm.sh 1 -- true 2>&1); then
-    bounded scripts/local_slurm.sh 6 --gpus 2 -- "${pytest[@]}" -n 2 tests/slurm ${only_mpi:+-m "not maths"} "$@"
+    bounded scripts/local_slurm.sh 6 --gpus 2 -- "${pytest[@]}" -n 3 tests/slurm ${only_mpi:+-m "not maths"} "$@"
 else
     printf '\n== tests/slurm are skipped: %s\n' "${why##*$'\n'}"
 fi

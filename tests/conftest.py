@@ -134,9 +134,10 @@ def mpirun(start_mpirun: Callable[..., subprocess.Popen[str]]) -> Mpirun:
     return run
 
 
-# More ranks than cores, and root in a container: Open MPI wants to be told.
+# More ranks than cores, and root in a container: MPI wants to be told.
 _SETTINGS = {
     "OMP_NUM_THREADS": "1",
+    "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
     "OMPI_MCA_mpi_yield_when_idle": "1",
     **({"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.getuid() == 0 else {}),

@@ -65,7 +65,7 @@ def launchers(paths: Sequence[Path]) -> list[Launcher]:
 def environment() -> dict[str, str]:
     """Return the environment of a job: a thread a rank, more ranks than cores, root in a container."""
     settings = {"OMP_NUM_THREADS": "1", "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-                "OMPI_MCA_mpi_yield_when_idle": "1", "PYTHONFAULTHANDLER": "1"}
+                "OMPI_MCA_mpi_yield_when_idle": "1", "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1", "PYTHONFAULTHANDLER": "1"}
     if os.getuid() == 0:
         settings.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
     return {**os.environ, **settings}

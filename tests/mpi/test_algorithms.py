@@ -317,7 +317,8 @@ def test_every_algorithm_leaves_the_same_trace(comm, folder, algorithm):
     for points in result["trace"]:
         assert points
         for point in points:
-            assert point.keys() == {"seconds", "examples", "loss", "bytes_sent", "idle"}
+            assert point.keys() == {"seconds", "examples", "loss", "bytes_sent", "idle",
+                                    "read", "compute", "communicate", "wait"}
         assert all(a["seconds"] <= b["seconds"] and a["examples"] <= b["examples"]
                    for a, b in pairwise(points))
     assert sum(points[-1]["examples"] for points in result["trace"]) == pytest.approx(result["examples"], rel=0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -54,16 +55,29 @@ def submit(tmp_path: Path) -> Iterator[Submit]:
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of 150,000 × 64, whose steps take their time without any waiting for other nodes."""
-    folder = tmp_path_factory.mktemp("data") / "small"
-    _dml_hpc("data", "synth", "binary", "-o", folder, "--rows", 150_000, "--features", 64, "--shards", 4)
-    return folder
+    return _made_once(tmp_path_factory, "small", lambda path: _dml_hpc(
+        "data", "synth", "binary", "-o", path, "--rows", 150_000, "--features", 64, "--shards", 4))
 
 
 @pytest.fixture(scope="session")
 def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The digest of the weights that one process, which nobody disturbs, ends with under `LONG`."""
-    output = tmp_path_factory.mktemp("undisturbed") / "model.h5"
-    return json.loads(_dml_hpc("train", data, "-o", output, *LONG, "--json"))["weights_digest"]
+    return _made_once(tmp_path_factory, "undisturbed", lambda path: path.write_text(json.loads(_dml_hpc(
+        "train", data, "-o", path.with_suffix(".h5"), *LONG, "--json"))["weights_digest"])).read_text()
+
+
+def _made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return what the first of pytest's workers has made with ``make(path)``; the others wait for it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with open(folder / f"{name}.lock", "a+", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.seek(0)
+        if not lock.read():
+            make(folder / name)
+            lock.write("made")
+    return folder / name
 
 
 def _dml_hpc(*arguments: object) -> str:

@@ -22,10 +22,11 @@ JOB_SETTINGS = {
     # Nodes share one machine's cores: bound, all of them would sit on the first.
     "BIND": "no",
     # More ranks than cores; in a container everyone is root, and Open MPI wants that said twice.
+    "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1",
     "OMPI_MCA_mpi_yield_when_idle": "1", "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
 }
 """The environment of jobs with this Python's MPI, beside what is there already."""
-DEADLINE_S = 90.0
+DEADLINE_S = 120.0
 """How long a job may take to come to where a test waits for it: many run at a time, on few cores."""
 _LOOK_S = 0.2
 RESTART_S = 2

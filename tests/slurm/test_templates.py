@@ -40,6 +40,7 @@ def test_ranks_in_an_allocation():
     assert [line.split(",")[0] for line in done.stdout.splitlines()] == ["dml-hpc"] * 2, done.stdout
 
 
+@pytest.mark.maths
 def test_svd(submit, data):
     job = submit("svd.sbatch", data, "-k", 3, "-o", "svd.h5", options=TWO_NODES)
 
@@ -130,6 +131,7 @@ def _staged(own: Path, job: Job) -> list[str]:
     return sorted(path.parent.name for path in own.glob(f"n*-tmp/dml-hpc-{job.number}"))
 
 
+@pytest.mark.maths
 def test_staged_shards(submit, data, scratch, undisturbed):
     """Both nodes have a copy of their own while the job lasts, the ranks read it, and nothing of it stays."""
     name, own = scratch

@@ -15,7 +15,7 @@ import pytest
 from slurm_support import BESIDE, LONG, Job, wait_until
 
 ENVIRONMENT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMP_NUM_THREADS": "1",
-               "OMPI_MCA_mpi_yield_when_idle": "1"}
+               "OMPI_MCA_mpi_yield_when_idle": "1", "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1"}
 
 TWO_RANKS = ("--nodes", 2, "--ranks-per-node", 1)
 
@@ -87,6 +87,7 @@ def test_a_job_is_submitted_and_followed_to_its_model(follow, data, undisturbed)
     assert not list(followed.folder.glob("pwned"))
 
 
+@pytest.mark.maths
 def test_a_requeue_is_said_and_followed(follow, data, undisturbed):
     followed = follow("train", *TWO_RANKS, "--time", "20", "--submit", "--watch", "--", data, "-o", "model.h5", *LONG)
     job = followed.job
@@ -98,6 +99,7 @@ def test_a_requeue_is_said_and_followed(follow, data, undisturbed):
     assert job.record()["weights_digest"] == undisturbed
 
 
+@pytest.mark.maths
 def test_an_interrupt_ends_the_watching_and_not_the_job(follow, data):
     first = follow("train", *TWO_RANKS, "--submit", "--watch", "--", data, "-o", "model.h5", *LONG)
     job = first.job
@@ -120,6 +122,7 @@ def test_a_job_that_fails_gives_its_exit_code(follow, data):
     assert "state    failed (NonZeroExitCode), exit code 2" in followed.said
 
 
+@pytest.mark.maths
 @pytest.mark.parametrize(("words", "said"), [
     (["--nodes", "99"], r"--nodes 99: partition main has \d"),
     (["--partition", "shrot"], r"no partition 'shrot' \(did you mean 'short'\?\); there are main, short"),
@@ -155,12 +158,15 @@ def test_ranks_that_srun_starts_in_the_wrong_way_name_the_right_one(tmp_path, da
     assert len(right) <= 1 and "srun" not in right
     for way, ranks in done.items():
         if way not in right:
-            assert ranks.returncode == 2, ranks.stderr
+            # srun's is the highest: the first to end may have another ended that is only starting.
+            assert ranks.returncode in (2, 143), ranks.stderr
+            assert "exit code 2\n" in ranks.stderr
             line, = [line for line in ranks.stderr.splitlines() if not re.match(r"(srun|slurmstepd-?\w*): ", line)]
             assert line.startswith(f"dml-hpc: {way} started 2 ranks, but this Python's MPI library"), line
             assert re.findall(r"start them with `(.*) …`", line) == (right or ["mpirun"])
 
 
+@pytest.mark.maths
 def test_the_json_of_a_submission(data, tmp_path):
     done = subprocess.run([BESIDE / "dml-hpc", "slurm", "train", "--submit", "--json", "--", data, "-o", "model.h5",
                            *LONG], cwd=tmp_path, capture_output=True, text=True, timeout=60)

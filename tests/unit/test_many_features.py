@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from importlib.util import find_spec
 from pathlib import Path
 
 import h5py
@@ -24,8 +25,15 @@ BITS = 30
 ROWS = 60
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compiled(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Kernels are compiled before memory is traced, under which that takes a minute."""
+    for imported in (libsvm, table, matrix) if find_spec("pyarrow") else (libsvm, matrix):
+        check(imported(tmp_path_factory.mktemp(imported.__name__)))
+
+
 @pytest.fixture(autouse=True)
-def _little_memory():
+def _little_memory(_compiled):
     """What NumPy allocates stays far below a byte a feature."""
     tracemalloc.start()
     yield
@@ -46,15 +54,38 @@ def check(folder: Path) -> Csr:
     return piece.X
 
 
-def test_hashed_libsvm_is_imported_told_and_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def libsvm(folder: Path) -> Path:
     rng = np.random.default_rng(0)
-    (tmp_path / "a.svm").write_text("".join(
+    (folder / "a.svm").write_text("".join(
         f"{i % 2} " + " ".join(f"{j}:1.5" for j in np.unique(rng.integers(1, 1 << 31, 20))) + "\n"
         for i in range(ROWS)))
-    data_import.run(Alone(), Console(), sources=[str(tmp_path / "a.svm")], output=tmp_path / "out", label=None,
+    data_import.run(Alone(), Console(), sources=[str(folder / "a.svm")], output=folder / "out", label=None,
                     weight=None, categorical=(), numeric=(), text=(), drop=(), hash_bits=BITS, x_key=None, y_key=None,
                     weight_key=None, features=None, holdout=0.0, seed=0, shuffle=False, shards=1, dtype="float32",
                     layout="auto", compression="none", like=None, overwrite=False)
+    return folder / "out"
+
+
+def table(folder: Path) -> Path:
+    (folder / "t.csv").write_text("y,t,n,c\n" + "".join(f"{i % 2},a{i} b{i % 7} b{i % 7},{i},k{i % 3}\n"
+                                                       for i in range(ROWS)))
+    import_data(Alone(), [folder / "t.csv"], folder / "out", label="y", form=Form(1),
+                columns=Columns(text=["t"], numeric=["n"], categorical=["c"], hash_bits=BITS))
+    return folder / "out"
+
+
+def matrix(folder: Path, value: float = 2.0) -> Path:
+    with h5py.File(folder / "a.h5", "w") as file:
+        group = file.create_group("X")
+        group.attrs["shape"] = (3, 1 << BITS)
+        group["data"], group["indices"], group["indptr"] = [1.0, value, 3.0], [5, 1 << 29, 7], [0, 1, 2, 3]
+        file["y"] = [0.0, 1.0, 0.0]
+    import_data(Alone(), [folder / "a.h5"], folder / "out", form=Form(1))
+    return folder / "out"
+
+
+def test_hashed_libsvm_is_imported_told_and_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    libsvm(tmp_path)
     rows = check(tmp_path / "out")
     assert rows.features == 1 << BITS and rows.indices.max() > 1 << 29
     assert set(np.abs(rows.data).tolist()) <= {1.5, 3.0} and rows.nonzeros >= ROWS * 19
@@ -69,28 +100,16 @@ def test_hashed_libsvm_is_imported_told_and_merged(tmp_path: Path, capsys: pytes
 
 def test_hashed_tables_are_imported(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
-    (tmp_path / "t.csv").write_text("y,t,n,c\n" + "".join(f"{i % 2},a{i} b{i % 7} b{i % 7},{i},k{i % 3}\n"
-                                                         for i in range(ROWS)))
-    import_data(Alone(), [tmp_path / "t.csv"], tmp_path / "out", label="y", form=Form(1),
-                columns=Columns(text=["t"], numeric=["n"], categorical=["c"], hash_bits=BITS))
-    rows = check(tmp_path / "out")
+    rows = check(table(tmp_path))
     np.testing.assert_array_equal(np.diff(rows.indptr)[1:], 4)
     assert sorted(np.abs(rows.data[rows.indptr[5]:rows.indptr[6]]).tolist()) == [1, 1, 2, 5]
 
 
 def test_sparse_matrices_are_imported_where_nothing_is_missing(tmp_path: Path) -> None:
-    def write(data: np.ndarray) -> Path:
-        with h5py.File(tmp_path / "a.h5", "w") as file:
-            group = file.create_group("X")
-            group.attrs["shape"] = (3, 1 << BITS)
-            group["data"], group["indices"], group["indptr"] = data, [5, 1 << 29, 7], [0, 1, 2, 3]
-            file["y"] = [0.0, 1.0, 0.0]
-        return tmp_path / "a.h5"
-
-    import_data(Alone(), [write(np.array([1.0, 2.0, 3.0]))], tmp_path / "out", form=Form(1))
-    assert check(tmp_path / "out").indices.tolist() == [5, 1 << 29, 7]
+    assert check(matrix(tmp_path)).indices.tolist() == [5, 1 << 29, 7]
+    (tmp_path / "bad").mkdir()
     with pytest.raises(AgreedError, match=r"row 1, column 536870912 holds nan; mend it or leave it out"):
-        import_data(Alone(), [write(np.array([1.0, np.nan, 3.0]))], tmp_path / "bad", form=Form(1))
+        matrix(tmp_path / "bad", np.nan)
 
 
 def test_dense_rows_of_so_many_features_are_refused(tmp_path: Path) -> None:

@@ -119,3 +119,23 @@ def test_a_signal_between_two_teams_ends_it(folder):
 def test_what_cannot_be_supervised_is_refused_in_one_line(tmp_path, words, told):
     done = subprocess.run([TOOL, "supervise", "--", *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
+
+
+FINISHED = """
+import os, signal, sys
+from dml_hpc.launch import Launch
+from dml_hpc.supervise import last_word, supervised
+def work():
+    last_word(75)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    os.kill(os.getppid(), signal.SIGTERM)
+    signal.pause()
+sys.exit(supervised(work, Launch(0, 2, "")))
+"""
+
+
+def test_a_rank_that_is_told_to_stop_while_it_tidies_up_ends_as_it_has_said():
+    """`srun --kill-on-bad-exit` does that to all others when the first of them has ended, be it in good order."""
+    done = subprocess.run([sys.executable, "-c", FINISHED], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (75, "")
