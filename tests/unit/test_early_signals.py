@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -116,8 +117,7 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("number", ASKING)
+@pytest.mark.parametrize(("number", "moment"), list(zip(cycle(ASKING), MOMENTS, strict=False)))  # both are held alike
 def test_one_rank_alone_is_told(number, moment, start_mpirun, two_classes, tmp_path):
     folder = tmp_path / "kept"
     plan = f"{number.name}@1@{MOMENTS[moment]}"
