@@ -20,7 +20,7 @@ from dml_hpc.commands.rank_launchers import (
     open_launcher,
     ranks_per_node,
 )
-from dml_hpc.commands.ranks_run import run_ranks
+from dml_hpc.commands.ranks_run import program, run_ranks
 from dml_hpc.commands.weak import growing_data
 from dml_hpc.console import Console
 from dml_hpc.errors import EXIT_JOB, EXIT_USER, JobError, UserError
@@ -160,7 +160,7 @@ class _Job:
         if self.parsed.get("probe") is False and ranks > 1:
             added.append("--probe")
         verb = 2 if command[0] == "bench" else 1
-        line = [*self.launcher.line(ranks), sys.executable, "-m", "dml_hpc", *command[:verb], *added, *command[verb:]]
+        line = [*self.launcher.line(ranks), *program(), *command[:verb], *added, *command[verb:]]
         done = run_ranks(line, self.launcher.environment)
         where = f"{count(ranks, 'rank')}, " + (f"round {at}" if at else "the round that does not count")
         if done.code:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from dml_hpc.commands.supervise import end_session
@@ -20,6 +22,12 @@ class Done(NamedTuple):
 
     code: int
     said: str
+
+
+def program() -> list[str]:
+    """Return what starts this program from any folder: ``python -m`` would take another copy that lies in that one."""
+    script = Path(sys.executable).with_name("dml-hpc")
+    return [str(script)] if script.exists() else [sys.executable, "-m", "dml_hpc"]
 
 
 def run_ranks(line: Sequence[str], environment: Mapping[str, str]) -> Done:

@@ -36,6 +36,8 @@ def settings(record: Record) -> Record:
             del found[key]
     if found.get("scaling") != "weak":
         found.pop("scaling", None)
+    if found.get("algorithm") == "lbfgs":
+        found.pop("epochs", None)  # those that its line searches took, which rounding may change
     if found.get("allreduce") == "auto":
         found.pop("fan_in", None)  # of the reducer that it took, which may be another one in each run
     return found

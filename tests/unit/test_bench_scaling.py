@@ -27,7 +27,7 @@ if "--mpi=list" in sys.argv:
     sys.exit(print("pmi2 pmix"))
 tasks = [int(word.partition("=")[2]) for word in sys.argv if word.startswith("--ntasks=")]
 ranks = tasks[0] if tasks else int(sys.argv[1])
-verb = sys.argv.index("dml_hpc") + 1
+verb = next(at for at, word in enumerate(sys.argv) if word.endswith(("dml-hpc", "dml_hpc"))) + 1
 words = sys.argv[verb:]
 with open(here + "/calls", "a") as calls:
     calls.write(json.dumps({{"ranks": ranks, "before": sys.argv[1:verb], "words": words}}) + "\\n")
@@ -47,6 +47,8 @@ def here(tmp_path, monkeypatch) -> Path:
     work.mkdir()
     rng = np.random.default_rng(5)
     write_dataset(work / "d", rng.standard_normal((80, 3)), rng.integers(0, 2, 80), [10] * 8)
+    (work / "dml_hpc").mkdir()  # `python -m dml_hpc` would start that
+    (work / "dml_hpc" / "__init__.py").write_text("raise SystemExit('this is another program')")
     program = tmp_path / "launch"
     program.write_text(STAND_IN)
     program.chmod(0o755)
