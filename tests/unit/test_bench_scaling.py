@@ -47,8 +47,7 @@ def here(tmp_path, monkeypatch) -> Path:
     work.mkdir()
     rng = np.random.default_rng(5)
     write_dataset(work / "d", rng.standard_normal((80, 3)), rng.integers(0, 2, 80), [10] * 8)
-    (work / "dml_hpc").mkdir()  # `python -m dml_hpc` would start that
-    (work / "dml_hpc" / "__init__.py").write_text("raise SystemExit('this is another program')")
+    (work / "dml_hpc.py").write_text("raise SystemExit('`python -m dml_hpc` would start this')")
     program = tmp_path / "launch"
     program.write_text(STAND_IN)
     program.chmod(0o755)
@@ -94,7 +93,7 @@ def test_numbers_of_ranks_take_turns_after_a_round_that_does_not_count(here):
     assert (found["runs"], found["records"], found["scaling"]) == (9, "scaling.jsonl", "strong")
     assert [(one["ranks"], one["seconds_median"], one["speedup"], one["efficiency"], one["repeats"])
             for one in found["results"]] == [(1, 8.0, 1.0, 1.0, 3), (2, 4.0, 2.0, 1.0, 3), (4, 2.0, 4.0, 1.0, 3)]
-    assert sorted(os.listdir()) == ["d", "scaling.jsonl"], "outputs that were left out are gone"
+    assert sorted(os.listdir()) == ["d", "dml_hpc.py", "scaling.jsonl"], "outputs that were left out are gone"
 
 
 def test_calls_append_to_one_file_and_a_table_tells_of_this_call(here):
@@ -194,7 +193,7 @@ def test_a_run_that_fails_ends_all_with_its_code_and_words(here):
     assert done.stderr.splitlines() == ["rank 1 died", "dml-hpc: the run on 2 ranks, round 2, failed with exit code 7; "
                                         "2 records of runs before stay in scaling.jsonl"]
     assert len(records()) == 2 and len(calls()) == 5
-    assert sorted(os.listdir()) == ["d", "scaling.jsonl"]
+    assert sorted(os.listdir()) == ["d", "dml_hpc.py", "scaling.jsonl"]
 
 
 def test_a_mistake_that_only_the_run_sees_is_one_line(here):
@@ -230,7 +229,7 @@ def test_told_to_stop_it_ends_its_run_and_leaves_whole_lines(here, number, code)
     assert [one["ranks"] for one in records()] == [1]
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
-    assert sorted(os.listdir()) == ["d", "scaling.jsonl"]
+    assert sorted(os.listdir()) == ["d", "dml_hpc.py", "scaling.jsonl"]
 
 
 def test_in_a_slurm_job_ranks_fill_whole_nodes(here, monkeypatch):
@@ -262,7 +261,7 @@ def test_ranks_train_more_of_them_than_cores(here, monkeypatch):
         ("train", most, 1, "strong", 80)]
     assert told[0]["environment"]["threads"] == "1" and told[0]["environment"]["mpi"]
     assert f"-n {most}" in told[0]["started_by"]
-    assert sorted(os.listdir()) == ["d", "scaling.jsonl"]
+    assert sorted(os.listdir()) == ["d", "dml_hpc.py", "scaling.jsonl"]
     assert main(["report", "scaling.jsonl", "-o", "report.md"]) == 0
 
 

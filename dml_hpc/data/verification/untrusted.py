@@ -21,7 +21,13 @@ from dml_hpc.data.verification.findings import Expected, Fault, Findings
 from dml_hpc.launch import environment_of_no_rank
 from dml_hpc.watch import progressed
 
-READER = (sys.executable, "-m", "dml_hpc.data.verification.untrusted")
+_READ = """
+import sys
+sys.path = [place for place in sys.path if place]  # not the folder it is started in, which may hold anything
+from dml_hpc.data.verification.untrusted import read_asked
+read_asked()
+"""
+READER = (sys.executable, "-c", _READ)
 LEAST_S = 60.0
 BYTES_A_SECOND = 10 << 20
 """Slower than any disk that is of use: who takes longer for a file hangs."""
@@ -93,7 +99,8 @@ class _Child:
         self._process.stdout.close()
 
 
-def _main() -> None:
+def read_asked() -> None:
+    """Examine the files that stdin names, and say on stdout what is found in each."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # Some of HDF5's filters print what they think of a file.
     answers = os.fdopen(os.dup(1), "w")
@@ -103,6 +110,3 @@ def _main() -> None:
         print(json.dumps({"faults": found.faults, "kind": found.kind, "rows": found.rows, "features": found.features}),
               file=answers, flush=True)
 
-
-if __name__ == "__main__":
-    _main()
