@@ -30,12 +30,12 @@ RATINGS = ("--rows", "5000000", "--users", "60000", "--items", "20000")
 def main(data: str, records: str, most_ranks: str = "2") -> None:
     """Measure every job on 1, 2, 4 … ranks; append one record a run."""
     ranks = ",".join(str(n) for n in (1, 2, 4, 8, 16, 32, 64) if n <= int(most_ranks))
+    measure = [TOOL, "bench", "scaling", "--ranks", ranks, "--record", str(Path(records).absolute()), "--"]
+    for verb, *options in JOBS:
+        subprocess.run([*measure, verb, data, *options], check=True)
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([TOOL, "data", "synth", "ratings", *RATINGS, "-o", f"{folder}/ratings"], check=True)
-        for verb, *options in (*((verb, data, *options) for verb, *options in JOBS),
-                               ("mf", f"{folder}/ratings", "-k", "32", "--epochs", "10")):
-            line = [TOOL, "bench", "scaling", "--ranks", ranks, "--record", records, "--", verb, *options]
-            subprocess.run(line, check=True)
+        subprocess.run([TOOL, "data", "synth", "ratings", *RATINGS, "-o", "ratings"], check=True, cwd=folder)
+        subprocess.run([*measure, "mf", "ratings", "-k", "32", "--epochs", "10"], check=True, cwd=folder)
 
 
 if __name__ == "__main__":

@@ -168,6 +168,9 @@ class _Job:
         if not at and done.said.strip():
             print(done.said.rstrip("\n"), file=sys.stderr, flush=True)
         found = _read(own, ranks, where)
+        for key in ("model", "output"):
+            if str(found.get(key)).startswith(str(self.folder)):
+                found[key] = None  # it does not outlast this process
         seconds = positive(found, "work_s") or positive(found, "seconds") or 0.0
         if at:
             found |= {"arguments": command, "started_by": self.launcher.told(ranks),

@@ -260,6 +260,7 @@ def test_ranks_train_more_of_them_than_cores(here, monkeypatch):
     assert [(one["command"], one["ranks"], one["round"], one["scaling"], one["rows"]) for one in told] == [
         ("train", most, 1, "strong", 80)]
     assert told[0]["environment"]["threads"] == "1" and told[0]["environment"]["mpi"]
+    assert told[0]["model"] is None
     assert f"-n {most}" in told[0]["started_by"]
     assert sorted(os.listdir()) == ["d", "dml_hpc.py", "scaling.jsonl"]
     assert main(["report", "scaling.jsonl", "-o", "report.md"]) == 0
