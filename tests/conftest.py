@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +31,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Keep hold of the real stderr, which pytest captures during tests; let only rank 0 report progress."""
     config.addinivalue_line("markers", "job: starts ranks of its own with mpirun; repeated with every MPI")
     config.addinivalue_line("markers", "maths: what is shown does not depend on the MPI library; run with one alone")
+    with suppress(ImportError):  # how long an example takes says nothing: the first one may compile kernels
+        from hypothesis import settings
+
+        settings.register_profile("untimed", deadline=None, derandomize="CI" in os.environ)
+        settings.load_profile("untimed")
     global _stderr
     _stderr = os.dup(2)  # during tests, 2 is pytest's
     if RANK > 0:

@@ -26,13 +26,13 @@ HEAVY = 1.5
 def of_ratings(given: Mapping[str, Any], rows_only: Mapping[str, Any]) -> bool:
     """Say whether an import is of ratings; raises `UserError` for options that do not go together.
 
-    ``given`` are the options `RATINGS_ONLY`, and ``rows_only`` those that ratings do not take with their defaults, as
-    (value, default) pairs.
+    ``given`` are those of the options `RATINGS_ONLY` that there are, and ``rows_only`` those that ratings do not take
+    with their defaults, as (value, default) pairs.
     """
-    named = [name for name in RATINGS_ONLY if given[name] not in (None, False)]
+    named = [name for name in RATINGS_ONLY if given.get(name) not in (None, False)]
     if not named:
         return False
-    if given["user"] is None or given["item"] is None:
+    if given.get("user") is None or given.get("item") is None:
         raise UserError(f"{_option(named[0])} is for ratings: give --user and --item, who rated and what")
     for name, (value, default) in rows_only.items():
         if value != default:
