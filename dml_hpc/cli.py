@@ -12,6 +12,7 @@ from dml_hpc.comm import ALLREDUCES, COMPRESSIONS, REDUCERS
 from dml_hpc.decomposition.mf import ALGORITHMS as MF_ALGORITHMS
 from dml_hpc.decomposition.mf import EPOCHS as MF_EPOCHS
 from dml_hpc.decomposition.mf import SCHEDULES as MF_SCHEDULES
+from dml_hpc.decomposition.mf import SOLVERS as MF_SOLVERS
 from dml_hpc.decomposition.svd import METHODS as SVD_METHODS
 from dml_hpc.device import DEVICES
 from dml_hpc.inner import arguments_of
@@ -498,30 +499,38 @@ def svd_apply(comm: Any, console: Any, **arguments: Any) -> Any:
 @option("-k", "--k", "k", type=click.IntRange(1, 4096), default=32, metavar="N", help="Factors of a user and of an "
         "item.")
 @option("--algorithm", type=click.Choice(MF_ALGORITHMS), default="sgd", envvar="DML_HPC_MF_ALGORITHM",
-        help="sgd: stratified stochastic gradient "
-        "descent, item factors travel round the ranks.")
-@option("--l2", type=NOT_NEGATIVE, default=0.05, metavar="λ", help="Penalty λ(‖p‖² + ‖q‖² + b² + c²) a rating.")
-@option("--biases/--no-biases", default=True, help="Learn what is particular to a user, or to an item, alone.")
-@option("--schedule", type=click.Choice(MF_SCHEDULES), default="adagrad", envvar="DML_HPC_MF_SCHEDULE",
-        help="How step sizes change; adagrad's fall for each row by itself.")
-@option("--step-size", type=Finite(min=0, min_open=True), default=None, help="Step size at the start, for ratings "
-        "divided by their deviation.  [default: 0.1; cosine, inverse-time: 0.05; constant, bold-driver: 0.02]")
+        help="sgd: stratified stochastic gradient descent, item factors travel round the ranks; als: alternating "
+        "least squares, users and items are solved for in turn.")
+@option("--l2", type=NOT_NEGATIVE, default=None, metavar="λ", help="Penalty λ(‖p‖² + ‖q‖² + b² + c²) a rating; "
+        "with --implicit λ‖p‖² a user and λ‖q‖² an item.  [default: 0.05; --implicit: 0.1]")
+@option("--biases/--no-biases", default=None, help="Learn what is particular to a user, or to an item, alone.  "
+        "[default: --biases; --implicit has none]")
+@option("--implicit", is_flag=True, help="als: ratings count how often something was done, 0 where there are none; "
+        "predicted is whether it is.")
+@option("--alpha", type=Finite(min=0, min_open=True), default=None, help="With --implicit: a pair counts 1 + α·rating "
+        "times.  [default: 40]")
+@option("--solver", type=click.Choice(MF_SOLVERS), default=None, envvar="DML_HPC_MF_SOLVER", help="als: solve for a "
+        "row exactly, or take 3 steps of conjugate gradients from where it is.  [default: cholesky; --implicit: cg]")
+@option("--schedule", type=click.Choice(MF_SCHEDULES), default=None, envvar="DML_HPC_MF_SCHEDULE",
+        help="sgd: how step sizes change; adagrad's fall for each row by itself.  [default: adagrad]")
+@option("--step-size", type=Finite(min=0, min_open=True), default=None, help="sgd: step size at the start, for "
+        "ratings divided by their deviation.  [default: 0.1; cosine, inverse-time: 0.05; constant, bold-driver: 0.02]")
 @option("--epochs", type=POSITIVE, default=None, help="Passes over the ratings.  "
-        f"[default: {MF_EPOCHS}; with --time-budget no limit]")
+        f"[default: {MF_EPOCHS['sgd']}, als: {MF_EPOCHS['als']}; with --time-budget no limit]")
 @option("--time-budget", type=Finite(min=0, min_open=True), default=None, metavar="SECONDS", help="Stop after the "
         "first epoch that ends later than this.")
 @option("--tolerance", type=NOT_NEGATIVE, default=None, metavar="SHARE", help="Stop when an epoch lowers the RMSE, "
-        "that of --test where it is given, by less than this share of it.  [default: never]")
+        "that of --test where it is given, or the objective of --implicit, by less than this share.  [default: never]")
 @option("--test", type=PATH, default=None, metavar="RATINGS", help="Tell the RMSE of these ratings, too, after "
         "every epoch; their users and items are matched by their ids.")
-@option("--factors", type=click.Choice(["float32", "float16"]), default="float32", help="Type in which factors are "
-        "kept and sent; sums are float32.")
-@option("--threads", type=POSITIVE, default=None, metavar="N", help="Blocks that a rank works on at a time.  [default: "
-        "OMP_NUM_THREADS, or the rank's share of the cores]")
+@option("--factors", type=click.Choice(["float32", "float16"]), default=None, help="sgd: type in which factors are "
+        "kept and sent; sums are float32.  [default: float32]")
+@option("--threads", type=POSITIVE, default=None, metavar="N", help="Blocks, or rows, that a rank works on at a time.  "
+        "[default: OMP_NUM_THREADS, or the rank's share of the cores]")
 @option("--memory-limit", type=Size(), default=None, help="Memory that a rank may take in all, such as 2G; compressed "
         "ratings that do not fit are read again in each pass.")
-@option("--reproducible", is_flag=True, help="The same factors, bit for bit, on any number of ranks, as is always so "
-        "with sgd; refuses what would prevent it.")
+@option("--reproducible", is_flag=True, help="The same factors, bit for bit, on any number of ranks, as is always so; "
+        "refuses what would prevent it.")
 @seed
 @options(KEEPING_OPTIONS, SURVIVAL_OPTIONS)
 @option("--trace", type=PATH, default=None, metavar="FILE.json",

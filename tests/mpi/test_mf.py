@@ -35,7 +35,7 @@ def factorise(comm, given=TRAIN, shape=(4, 6), epochs: int = 3, schedule: str = 
     settings = {"k": 4, "l2": 0.02, "adaptive": schedule == "adagrad", **settings}
     with Sgd(comm, ratings, Settings(**settings), Clock(), held) as sgd:
         outcome = learn(sgd, StepSizes(schedule, step_size or DEFAULT_STEP_SIZE[schedule], epochs), Limits(epochs),
-                        Saving(comm, lambda line: None), 0, lambda _: None)
+                        Saving(comm, lambda line: None), lambda _: None)
         users = np.concatenate(comm.allgather(sgd.users.factors.copy()))
         items = np.concatenate([rows for own in comm.allgather([rows.factors.copy() for _, rows in sgd.items()])
                                 for rows in own])

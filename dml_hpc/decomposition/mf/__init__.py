@@ -1,7 +1,12 @@
 """Matrix factorisation of ratings, one file an algorithm."""
 
-ALGORITHMS = ("sgd",)
+ALGORITHMS = ("sgd", "als")
 SCHEDULES = ("constant", "inverse-time", "cosine", "bold-driver", "adagrad")
 """How the step size of ``sgd`` changes; see `dml_hpc.decomposition.mf.steps`."""
-EPOCHS = 20
+SOLVERS = ("cholesky", "cg")
+"""How ``als`` solves for a row; see `dml_hpc.kernels.normal_equations`."""
+EPOCHS = {"sgd": 20, "als": 10}
 """So many passes over the ratings when nothing is said."""
+L2 = {"sgd": 0.05, "als": 0.05, "implicit": 0.1}
+ALPHA = 40.0
+"""What a rating of 1 adds to the confidence of an implicit one (Hu, Koren and Volinsky, ICDM 2008)."""

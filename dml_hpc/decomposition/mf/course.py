@@ -1,4 +1,4 @@
-"""Epoch after epoch of rating SGD: until a limit is reached, the error no longer falls, or it is not finite."""
+"""Epoch after epoch, by any algorithm: until a limit is reached, the error no longer falls, or it is not finite."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dml_hpc.decomposition.mf.held_out import Errors
-from dml_hpc.decomposition.mf.sgd import Sgd
+from dml_hpc.decomposition.mf.learner import Learner, Progress
 from dml_hpc.decomposition.mf.steps import DEFAULT_STEP_SIZE, StepSizes
 from dml_hpc.errors import AgreedError
 from dml_hpc.store.saving import Saving
@@ -24,7 +24,8 @@ PART = "mf"
 @dataclass(frozen=True)
 class Limits:
     """When a run ends: after ``epochs``, after ``seconds``, or an epoch that lowers the error by less than
-    ``tolerance`` of it (None: never mind). The error is that of the ratings held out where there are any.
+    ``tolerance`` of it (None: never mind). The error is the RMSE of the ratings held out where there are any, else the
+    training one, or, where there is none, the objective.
     """
 
     epochs: int | None
@@ -36,12 +37,13 @@ class Limits:
 class Outcome:
     """What came of a run, the same on every rank but for ``points``, this rank's course.
 
-    ``rmse_train`` and ``rmse_test`` are those of each epoch; the former as it was met, before each step.
+    ``rmse_train``, ``losses`` and ``rmse_test`` are those of each epoch, as far as the algorithm has them.
     """
 
     epochs: int = 0
     rmse_train: list[float] = field(default_factory=list)
     rmse_test: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
     step_sizes: list[float] = field(default_factory=list)
     stopped: str = "all epochs are done"
     errors: Errors | None = None
@@ -50,79 +52,107 @@ class Outcome:
     points: list[dict[str, Any]] = field(default_factory=list)
 
 
-def learn(sgd: Sgd, steps: StepSizes, limits: Limits, saving: Saving, own_ratings: int,
+    @property
+    def course(self) -> list[float]:
+        """What falls from epoch to epoch: the error of the ratings held out, or learnt from, or the objective."""
+        return self.rmse_test or self.rmse_train or self.losses
+
+
+def learn(learner: Learner, steps: StepSizes | None, limits: Limits, saving: Saving,
           on_epoch: Callable[[Outcome], None]) -> Outcome:
     """Collective: improve the factors until a limit is reached; begin where ``saving`` says.
 
-    Raises `AgreedError`, exit code 1, on all ranks when the error is no longer finite, or far above that at the start.
+    ``steps`` is None for an algorithm that has no step size. Raises `AgreedError`, exit code 1, on all ranks when the
+    error is no longer finite, or far above that at the start.
     """
-    outcome, comm, clock = Outcome(), sgd.comm, sgd.clock
+    outcome, comm, clock = Outcome(), learner.comm, learner.clock
+    lists = ("rmse_train", "rmse_test", "losses", "step_sizes")
     if saving.kept is None:
-        sgd.begin()
+        learner.begin()
     else:
         part = saving.kept.part(PART)
         values = part.values
-        sgd.restore(part.part("factors"))
-        steps.restore(values["steps"])
+        learner.restore(part.part("factors"))
+        if steps is not None:
+            steps.restore(values["steps"])
         outcome.epochs, outcome.seconds = values["epochs"], values["seconds"]
-        outcome.rmse_train, outcome.rmse_test, outcome.step_sizes = (
-            values[name] for name in ("rmse_train", "rmse_test", "step_sizes"))
-        if sgd.held is not None:
-            outcome.errors = sgd.errors()
+        for name in lists:
+            setattr(outcome, name, values.get(name, []))
+        if learner.is_held:
+            outcome.errors = learner.errors()
     earlier_s, earlier_epochs = outcome.seconds, outcome.epochs
     started = time.perf_counter()
 
     def state() -> State:
-        part = State({"epochs": outcome.epochs, "steps": steps.state(), "seconds": outcome.seconds,
-                      "rmse_train": outcome.rmse_train, "rmse_test": outcome.rmse_test,
-                      "step_sizes": outcome.step_sizes})
-        part.add("factors", sgd.state())
+        part = State({"epochs": outcome.epochs, "steps": None if steps is None else steps.state(),
+                      "seconds": outcome.seconds, **{name: getattr(outcome, name) for name in lists}})
+        part.add("factors", learner.state())
         whole = State()
         whole.add("loop", State({"step": outcome.epochs}))
         whole.add(PART, part)
         return whole
 
     def look() -> dict[str, Any]:
-        return {"epoch": outcome.epochs, "loss": outcome.rmse_train[-1] if outcome.rmse_train else None,
-                "examples": sgd.n_ratings * (outcome.epochs - earlier_epochs)}
+        found = outcome.rmse_train or outcome.losses
+        return {"epoch": outcome.epochs, "loss": found[-1] if found else None,
+                "examples": learner.n_ratings * (outcome.epochs - earlier_epochs)}
 
     saving.watch(outcome.epochs, limits.epochs, look, clock.so_far)
     saving.start(outcome.epochs)
     while limits.epochs is None or outcome.epochs < limits.epochs:
         at_step(outcome.epochs + 1)
         began = time.perf_counter()
-        step_size = steps.at(outcome.epochs)
-        rmse = sgd.learn(outcome.epochs, step_size)
+        step_size = None if steps is None else steps.at(outcome.epochs)
+        met = learner.improve(outcome.epochs, step_size)
         outcome.learning_s += time.perf_counter() - began
         outcome.epochs += 1
-        if not rmse <= DIVERGED * sgd.scale:
-            raise AgreedError(_diverged(outcome.epochs, rmse, step_size, steps.name, sgd.most_weight), 0, 1)
-        steps.after(rmse)
-        outcome.rmse_train.append(rmse)
-        outcome.step_sizes.append(step_size)
-        if sgd.held is not None:
-            outcome.errors = sgd.errors()
+        _check(learner, outcome.epochs, met, step_size, steps)
+        if met.rmse is not None:
+            outcome.rmse_train.append(met.rmse)
+        if met.loss is not None:
+            outcome.losses.append(met.loss)
+        if steps is not None and met.rmse is not None and step_size is not None:
+            steps.after(met.rmse)
+            outcome.step_sizes.append(step_size)
+        if learner.is_held:
+            outcome.errors = learner.errors()
             if outcome.errors.rmse is not None:
                 outcome.rmse_test.append(outcome.errors.rmse)
         outcome.seconds = comm.bcast(earlier_s + time.perf_counter() - started)
-        spent = sum(clock.seconds.values())
-        outcome.points.append({
-            "seconds": round(outcome.seconds, 6), "examples": own_ratings * (outcome.epochs - earlier_epochs),
-            "loss": rmse, "rmse_test": outcome.rmse_test[-1] if outcome.rmse_test else None,
-            "bytes_sent": 0 if sgd.carousel is None else sgd.carousel.bytes_sent,
-            "idle": round(clock.seconds["wait"] / spent, 6) if spent else 0.0,
-            **{phase: round(seconds, 6) for phase, seconds in clock.seconds.items()}})
+        outcome.points.append(_point(learner, outcome, earlier_epochs))
         on_epoch(outcome)
         if limits.seconds is not None and outcome.seconds >= limits.seconds:
             outcome.stopped = "the time is over"
             break
-        if limits.tolerance is not None and _settled(outcome.rmse_test or outcome.rmse_train, limits.tolerance):
+        if limits.tolerance is not None and _settled(outcome.course, limits.tolerance):
             outcome.stopped = "the error no longer falls"
             break
         if outcome.epochs != limits.epochs:
             saving.meet(outcome.epochs, state)
     saving.complete(outcome.epochs, state)
     return outcome
+
+
+def _point(learner: Learner, outcome: Outcome, earlier_epochs: int) -> dict[str, Any]:
+    """Return this rank's figures after an epoch."""
+    spent = learner.clock.seconds
+    whole = sum(spent.values())
+    return {
+        "seconds": round(outcome.seconds, 6), "examples": learner.own_ratings * (outcome.epochs - earlier_epochs),
+        "loss": (outcome.rmse_train or outcome.losses)[-1],
+        "rmse_test": outcome.rmse_test[-1] if outcome.rmse_test else None, "bytes_sent": learner.bytes_sent,
+        "idle": round(spent["wait"] / whole, 6) if whole else 0.0,
+        **{phase: round(seconds, 6) for phase, seconds in spent.items()}}
+
+
+def _check(learner: Learner, epoch: int, met: Progress, step_size: float | None, steps: StepSizes | None) -> None:
+    """Raise `AgreedError` where an epoch has led nowhere."""
+    if steps is None or step_size is None:
+        if not math.isfinite((met.loss or 0.0) + (met.rmse or 0.0)):
+            raise AgreedError(f"the objective is no longer finite in epoch {epoch}: ratings, or their weights, are too "
+                              "large for float32; scale them, or try a larger --l2; no factors are saved", 0, 1)
+    elif met.rmse is None or not met.rmse <= DIVERGED * learner.scale:
+        raise AgreedError(_diverged(epoch, met.rmse or math.nan, step_size, steps.name, learner.most_weight), 0, 1)
 
 
 def _settled(errors: list[float], tolerance: float) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from dml_hpc.data.ratings.blocks import Grid
 from dml_hpc.data.ratings.ids import Ids
 from dml_hpc.data.ratings.opened import Ratings
-from dml_hpc.decomposition.mf.blocks import summed
+from dml_hpc.decomposition.mf.blocks import summed, summed_exactly
 from dml_hpc.decomposition.mf.strata import Strata
 from dml_hpc.layout import split
 from dml_hpc.mpi import agreed
@@ -51,23 +51,14 @@ class HeldOut:
         self._comm, self._shape = comm, strata.users
         self._parts: dict[tuple[int, int], Part] = {}
         self.ratings = held.grid.ratings
-        with agreed(comm):
-            found = _numbered(comm, held, users, items)
-        self.unknown = [sum(comm.allgather(int((numbers < 0).sum()))) for numbers in found[:2]]
-        stripes = _stripe(grid.user_bounds, found[0])
-        owners = np.searchsorted(np.array(strata.bounds), stripes, side="right") - 1
-        with waiting("an exchange of held-out ratings"):
-            sent = comm.alltoall([tuple(part[owners == rank] for part in found) for rank in range(comm.size)])
-        whole = [np.concatenate([one[number] for one in sent]) for number in range(4)]
-        self._sort(grid, whole)
+        bounds = np.append(grid.user_bounds[strata.bounds], np.full(comm.size - strata.active, grid.users))
+        self.unknown, found = _dealt(comm, held, users, items, bounds)
+        self._sort(grid, found)
         self._sums = np.zeros((self._shape, 3))
         self._room = np.empty(max((len(part.users) for part in self._parts.values()), default=0), np.float32)
 
     def _sort(self, grid: Grid, found: list[np.ndarray]) -> None:
         users, items, ratings, weights = found
-        # Whoever sent them: sums in another order would have other bits.
-        order = np.lexsort((weights, ratings, items, users))
-        users, items, ratings, weights = (part[order] for part in found)
         u, i = _stripe(grid.user_bounds, users), _stripe(grid.item_bounds, items)
         keys = u * (len(grid.item_bounds) - 1) + i
         order = np.argsort(keys, kind="stable")
@@ -99,6 +90,60 @@ class HeldOut:
         if not weight > 0:
             return Errors(None, None, self.ratings, users, items)
         return Errors(math.sqrt(squares / weight), sizes / weight, self.ratings, users, items)
+
+
+class HeldRows:
+    """The ratings of ``held``, each on the rank that has its user's row, of which ``bounds`` (ranks + 1,) deal all.
+
+    Collective. Matched as in `HeldOut`; those of users that are not known are with row 0. ``users`` (n,) int32 are
+    relative to this rank's first, ``items`` (n,) int32 places in a table once `renumber` is called; −1: not known.
+    """
+
+    def __init__(self, comm: Intracomm, held: Ratings, users: Ids, items: Ids, bounds: np.ndarray):
+        self._comm, self._ratings = comm, held.grid.ratings
+        self._unknown, found = _dealt(comm, held, users, items, bounds)
+        self.users = np.where(found[0] < 0, -1, found[0] - bounds[comm.rank]).astype(np.int32)
+        self.items = found[1].astype(np.int32)
+        self._given, self._weights = found[2].astype(np.float64), found[3].astype(np.float64)
+        self.predicted = np.empty(len(self.users), np.float32)
+
+    @property
+    def known_items(self) -> np.ndarray:
+        """The items (m,) int32 that are known, some several times."""
+        return self.items[self.items >= 0]
+
+    def renumber(self, places: np.ndarray) -> None:
+        """Take each item's place (items,) int32 in a table for its number."""
+        known = self.items >= 0
+        self.items[known] = places[self.items[known]]
+
+    def errors(self) -> Errors:
+        """Collective: return the errors of ``predicted`` (n,) float32, the same bits for any number of ranks."""
+        off, weights = self._given - self.predicted, self._weights
+        weight, squares, sizes = summed_exactly(self._comm, np.stack(
+            [weights, weights * off * off, weights * np.abs(off)], axis=1)).tolist()
+        if not weight > 0:
+            return Errors(None, None, self._ratings, *self._unknown)
+        return Errors(math.sqrt(squares / weight), sizes / weight, self._ratings, *self._unknown)
+
+
+def _dealt(comm: Intracomm, held: Ratings, users: Ids, items: Ids,
+           bounds: np.ndarray) -> tuple[list[int], list[np.ndarray]]:
+    """Collective: return how many ratings have unknown users and items, and this rank's ratings, in their order.
+
+    These are numbers of users and items, −1: not known, ratings and weights; a rank has those of the users that
+    ``bounds`` (ranks + 1,) deal it, the first rank that has any those of unknown ones.
+    """
+    with agreed(comm):
+        found = _numbered(comm, held, users, items)
+    unknown = [sum(comm.allgather(int((numbers < 0).sum()))) for numbers in found[:2]]
+    owners = np.searchsorted(bounds, np.maximum(found[0], 0), side="right") - 1
+    with waiting("an exchange of held-out ratings"):
+        sent = comm.alltoall([tuple(part[owners == rank] for part in found) for rank in range(comm.size)])
+    own = [np.concatenate([one[number] for one in sent]) for number in range(4)]
+    # Whoever sent them: sums in another order would have other bits.
+    order = np.lexsort((own[3], own[2], own[1], own[0]))
+    return unknown, [part[order] for part in own]
 
 
 def _stripe(bounds: np.ndarray, numbers: np.ndarray) -> np.ndarray:

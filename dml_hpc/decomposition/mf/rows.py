@@ -77,12 +77,17 @@ class Rows:
 
     def draw(self, first: int, seed: int, purpose: int, deviation: float) -> None:
         """Set rows that are numbers ``first`` … of all to random factors, the same whoever has them, and biases 0."""
-        key, k = stream(seed, purpose), self.form.k
         self.raw[:] = 0
-        for start in range(0, self.count, _DRAWN_ROWS):
-            drawn = np.empty((min(_DRAWN_ROWS, self.count - start), k), np.float32)
-            fill_normals(key, (first + start) * k, deviation, drawn.reshape(-1))
-            self.factors[start:start + len(drawn), :k] = drawn
+        draw(self.factors[:, :self.form.k], first, seed, purpose, deviation)
+
+
+def draw(factors: np.ndarray, first: int, seed: int, purpose: int, deviation: float) -> None:
+    """Set ``factors`` (count, k), rows ``first`` … of all, to random numbers: the same whoever has them."""
+    key, (count, k) = stream(seed, purpose), factors.shape
+    for start in range(0, count, _DRAWN_ROWS):
+        drawn = np.empty((min(_DRAWN_ROWS, count - start), k), np.float32)
+        fill_normals(key, (first + start) * k, deviation, drawn.reshape(-1))
+        factors[start:start + len(drawn)] = drawn
 
 
 def aligned(size: int) -> np.ndarray:

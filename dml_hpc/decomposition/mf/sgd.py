@@ -16,6 +16,7 @@ from dml_hpc.data.ratings.opened import Ratings
 from dml_hpc.decomposition.mf.blocks import Blocks, moments, summed
 from dml_hpc.decomposition.mf.carousel import Carousel
 from dml_hpc.decomposition.mf.held_out import Errors, HeldOut
+from dml_hpc.decomposition.mf.learner import Part, Progress
 from dml_hpc.decomposition.mf.rows import Format, Rows
 from dml_hpc.decomposition.mf.strata import Strata
 from dml_hpc.kernels.rating_sgd import lanes_of, predict, sgd
@@ -51,7 +52,7 @@ class Settings:
 
 
 class Sgd:
-    """The factors of ``ratings``, on all ranks of ``comm``, and the passes that improve them.
+    """The factors of ``ratings``, on all ranks of ``comm``, and the passes that improve them; a `Learner`.
 
     Rank r has ``users``, the rows of its user stripes, and `items`. A rating is predicted as ``mean`` + ``scale``·(b_u
     + c_i + p_u·q_i): penalties are scaled so that they mean the same for ratings of any unit. ``held`` are ratings to
@@ -64,8 +65,11 @@ class Sgd:
         self.comm, self.settings, self.clock = comm, settings, clock
         self.n_ratings = grid.ratings
         """Of all ranks."""
+        self.is_held = held is not None
         self.strata = Strata(grid.counts, comm.size)
         self.own = self.strata.own(comm.rank)
+        self.ranks_at_work = self.strata.active
+        self.own_ratings = int(grid.counts[self.own.start:self.own.stop].sum())
         self.form = Format(settings.k, np.dtype(settings.factors), settings.biases, settings.adaptive)
         self._blocks = Blocks(ratings, most_bytes)
         with clock.phase("read"):
@@ -118,6 +122,22 @@ class Sgd:
     def items(self) -> list[tuple[int, Rows]]:
         """Return the item stripes that this rank has between passes, in their order; one after the other."""
         return [] if self.carousel is None else [(i, self.carousel.stripe(i)) for i in self.carousel.home]
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of factors that this rank has sent."""
+        return 0 if self.carousel is None else self.carousel.bytes_sent
+
+    def improve(self, epoch: int, step_size: float | None) -> Progress:
+        """Collective: as `learn`, see `Learner`."""
+        assert step_size is not None
+        return Progress(self.learn(epoch, step_size))
+
+    def parts(self) -> list[Part]:
+        """Return this rank's users and items."""
+        return [Part(side, first, rows.factors[:, :self.settings.k], rows.biases)
+                for side, first, rows in (("user", self.first_user, self.users), *(
+                    ("item", int(self._grid.item_bounds[i]), rows) for i, rows in self.items()))]
 
     def learn(self, epoch: int, step_size: float) -> float:
         """Collective: take a step for each rating; return the root of the mean squared error met on the way.

@@ -1,0 +1,96 @@
+"""What ``mf`` is told to learn: options as given, checked against one another, and what they are if not given."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from dml_hpc.decomposition.mf import ALPHA, EPOCHS, L2, als, sgd
+from dml_hpc.decomposition.mf.steps import DEFAULT_STEP_SIZE, StepSizes
+from dml_hpc.errors import UserError
+
+OF_ALGORITHM = {"schedule": "sgd", "step_size": "sgd", "factors": "sgd", "implicit": "als", "alpha": "als",
+                "solver": "als"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An algorithm and what belongs to it; what belongs to another is None, or False."""
+
+    algorithm: str
+    k: int
+    l2: float
+    biases: bool
+    epochs: int | None
+    seed: int
+    threads: int
+    factors: str = "float32"
+    schedule: str | None = None
+    step_size: float | None = None
+    implicit: bool = False
+    alpha: float | None = None
+    solver: str | None = None
+
+    @property
+    def settings(self) -> sgd.Settings | als.Settings:
+        """What the algorithm is told."""
+        if self.algorithm == "als":
+            return als.Settings(self.k, self.l2, self.biases, self.alpha, self.solver or "cholesky", self.seed,
+                                self.threads)
+        return sgd.Settings(self.k, self.l2, self.biases, self.factors, self.schedule == "adagrad", self.seed,
+                            self.threads)
+
+    @property
+    def steps(self) -> StepSizes | None:
+        """Step sizes of the epochs, None: the algorithm has none."""
+        if self.schedule is None or self.step_size is None:
+            return None
+        return StepSizes(self.schedule, self.step_size, self.epochs)
+
+    def described(self) -> dict[str, Any]:
+        """Return what factors depend on, for checkpoints and the file: two runs that differ in it are not one."""
+        own = ("implicit", "alpha", "solver") if self.algorithm == "als" else ("schedule", "step_size", "factors")
+        return {name: getattr(self, name) for name in ("k", "algorithm", "l2", "biases", *own, "seed")}
+
+
+def wanted(given: dict[str, Any], time_budget: float | None, reproducible: bool, test: bool) -> Wanted:
+    """Return what the options ``given`` (None: nothing was said) mean together; raises `UserError`."""
+    algorithm = given["algorithm"]
+    for name, owner in OF_ALGORITHM.items():
+        if given[name] and owner != algorithm:
+            raise UserError(f"--{name.replace('_', '-')} is for --algorithm {owner}, and this is --algorithm "
+                            f"{algorithm}; leave one of them out")
+    if reproducible and time_budget is not None:
+        raise UserError("--reproducible and --time-budget: how far a run comes in a time is never the same; give "
+                        "--epochs instead")
+    implicit = bool(given["implicit"])
+    if given["alpha"] is not None and not implicit:
+        raise UserError("--alpha is for --implicit ratings; give that too, or leave --alpha out")
+    if implicit and given["biases"]:
+        raise UserError("--implicit ratings have no biases; leave --biases out")
+    if implicit and test:
+        raise UserError("--test tells an RMSE, and --implicit predicts no ratings; leave it out, and measure what was "
+                        "learnt by `dml-hpc mf evaluate FACTORS RATINGS --at 10`")
+    epochs = given["epochs"]
+    if epochs is None and time_budget is None:
+        epochs = EPOCHS[algorithm]
+    own: dict[str, Any]
+    if algorithm == "als":
+        own = {"implicit": implicit, "alpha": (given["alpha"] or ALPHA) if implicit else None,
+               "solver": given["solver"] or ("cg" if implicit else "cholesky")}
+    else:
+        schedule = given["schedule"] or "adagrad"
+        if schedule == "cosine" and given["epochs"] is None and time_budget is not None:
+            raise UserError("--schedule cosine ends with the last epoch: say which with --epochs, or choose another")
+        own = {"schedule": schedule, "step_size": given["step_size"] or DEFAULT_STEP_SIZE[schedule],
+               "factors": given["factors"] or "float32"}
+    l2 = L2["implicit" if implicit else algorithm] if given["l2"] is None else given["l2"]
+    return Wanted(algorithm, given["k"], l2, not implicit and given["biases"] is not False, epochs, given["seed"],
+                  given["threads"] or _threads(), **own)
+
+
+def _threads() -> int:
+    """Return how many threads a rank may start: what was said of it, or was divided among the node's ranks."""
+    said = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(said) if said.isdigit() and int(said) else len(os.sched_getaffinity(0))
