@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from dml_hpc.kernels.losses import FAST
+from dml_hpc.kernels.normal_equations import add_products
 
 
-@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def add_gram(rows, width, chunk, per_unit, work, out):
     """out += QᵀQ·per_unit, rounded to whole numbers a chunk of rows at a time.
 
@@ -19,10 +19,7 @@ def add_gram(rows, width, chunk, per_unit, work, out):
     n = len(rows) // width
     for start in range(0, n, chunk):
         work[:] = 0
-        for row in range(start, min(start + chunk, n)):
-            for i in range(width):
-                for j in range(i, width):
-                    work[i * width + j] += rows[row * width + i] * rows[row * width + j]
+        add_products(rows, start * width, rows, start * width, min(chunk, n - start), width, work)
         for i in range(width):
             for j in range(i, width):
                 out[i * width + j] += np.int64(np.rint(np.float64(work[i * width + j]) * per_unit))

@@ -144,8 +144,7 @@ class Als:
         implicit = settings.alpha is not None
         biases = np.zeros(0, np.float32) if settings.biases and not implicit else None
         fixed = (np.zeros(1, np.int64), numbers, values, values if weighted else None, values, biases,
-                 squares if implicit else None, values, biases, np.zeros((0, 2)), width,
-                 *map(np.float32, (0, 1, 0, 0)))
+                 squares if implicit else None, values, biases, np.zeros((0, 2)), width, 0.0, 1.0, 0.0, 0.0)
         if settings.solver == "cg":
             solve_cg(*fixed, CG_STEPS, 0, 0, room(width))
         else:
@@ -199,8 +198,7 @@ class Als:
             self._multiply(half.others, chunk)
         lists = half.lists
         fixed = (*lists, half.others.factors, half.others.biases, self._gram, half.own.own, half.own.own_biases,
-                 half.losses, self._width, *map(np.float32, (self.mean, 1 / self.scale, settings.l2,
-                                                             settings.alpha or 0)))
+                 half.losses, self._width, self.mean, 1 / self.scale, settings.l2, settings.alpha or 0.0)
 
         def work(piece: tuple[int, int], thread: int) -> None:
             if settings.solver == "cg":
