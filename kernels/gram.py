@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from dml_hpc.kernels.normal_equations import add_products
+from dml_hpc.kernels.cholesky import add_products
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -19,7 +19,7 @@ def add_gram(rows, width, chunk, per_unit, work, out):
     n = len(rows) // width
     for start in range(0, n, chunk):
         work[:] = 0
-        add_products(rows, start * width, rows, start * width, min(chunk, n - start), width, work)
+        add_products(rows, start * width, rows, start * width, min(chunk, n - start), width, work, width)
         for i in range(width):
             for j in range(i, width):
                 out[i * width + j] += np.int64(np.rint(np.float64(work[i * width + j]) * per_unit))
