@@ -25,6 +25,7 @@ from dml_hpc.kernels.rating_lists import mark, renumber
 from dml_hpc.kernels.rating_sgd import lanes_of, predict
 from dml_hpc.mpi import agreed
 from dml_hpc.store.state import Kept, State
+from dml_hpc.watch import progressed
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -248,6 +249,7 @@ class Als:
         def some(thread: int) -> None:
             for piece in left:  # next() of a list's iterator is atomic
                 work(piece, thread)
+                progressed()
 
         if self._pool is None:
             some(0)
