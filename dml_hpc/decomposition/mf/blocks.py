@@ -13,6 +13,8 @@ from dml_hpc.data.ratings.opened import Ratings
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
+_PIECE_ROWS = 1 << 14
+
 
 class Blocks:
     """Blocks of ``ratings`` as the kernels take them; what had to be read, not mapped, is kept up to ``most_bytes``."""
@@ -71,16 +73,19 @@ def summed(comm: Intracomm, of_stripes: np.ndarray) -> np.ndarray:
     return np.add.accumulate(everything, axis=0)[-1]
 
 
-def summed_exactly(comm: Intracomm, values: np.ndarray) -> np.ndarray:
-    """Collective: return the sum (c,) of all ranks' ``values`` (n, c) float64; NaN where any is not finite.
+def summed_exactly(comm: Intracomm, *parts: np.ndarray) -> np.ndarray:
+    """Collective: return the sum (c,) of all rows of all ranks' ``parts`` (n, c) float64; NaN where any is not finite.
 
     The bits do not depend on who has which: values are rounded to a common unit, and added as whole numbers.
     """
-    most = np.abs(values).max(axis=0, initial=0)
-    found = np.array(comm.allgather([*np.where(np.isfinite(most), most, np.inf).tolist(), len(values)]))
+    pieces = [part[first:first + _PIECE_ROWS] for part in parts for first in range(0, len(part), _PIECE_ROWS)]
+    most = np.max([np.abs(piece).max(axis=0) for piece in pieces] + [np.zeros(parts[0].shape[1])], axis=0)
+    found = np.array(comm.allgather([*np.where(np.isfinite(most), most, np.inf).tolist(), sum(map(len, pieces))]))
     bound = found[:, :-1].max(axis=0) * found[:, -1].sum()
-    units = 2.0 ** (np.frexp(np.where(np.isfinite(bound), bound, 0))[1] - 61.0)
-    own = np.rint(np.where(np.isfinite(bound), values, 0) / units).astype(np.int64).sum(axis=0)
-    total = np.empty_like(own)
+    finite = np.isfinite(bound)
+    units = 2.0 ** (np.frexp(np.where(finite, bound, 0))[1] - 61.0)
+    own, total = np.zeros(len(units), np.int64), np.empty(len(units), np.int64)
+    for piece in pieces:
+        own += np.rint(np.where(finite, piece, 0) / units).astype(np.int64).sum(axis=0)
     comm.Allreduce(own, total)
-    return np.where(np.isfinite(bound), total * units, np.nan)
+    return np.where(finite, total * units, np.nan)
