@@ -29,7 +29,7 @@ MOST_LANES = 8
 _PLACE = np.uintp
 """Of what is no negative number: else each access would ask whether to count from the end."""
 _ONE, _TWO = _PLACE(1), _PLACE(2)
-_AHEAD = 20
+_AHEAD = _PLACE(20)
 """How many ratings ahead rows are fetched."""
 
 
@@ -69,18 +69,20 @@ def sgd(users, items, ratings, weights, p, q, b, c, p_squares, q_squares, lanes,
     count, width, total = len(ratings), np.int64(len(lanes) * LANES * (1 + len(more))), 0.0
     one, inverse = np.float32(1), np.float32(1) / scale
     mean_of = np.float32(1) / np.float32(width)
+    last = _PLACE(max(count - 1, 0))
     for number in range(2):
         start, stop = (first, count) if number == 0 else (0, first)
-        for n in range(start, stop):
-            ahead = min(n + _AHEAD, count - 1)
-            row_fetch(p, np.int64(users[ahead]) * width, lanes)
-            row_fetch(q, np.int64(items[ahead]) * width, lanes)
+        for n in range(_PLACE(start), _PLACE(stop)):
+            ahead = min(n + _AHEAD, last)
+            next_u, next_i = _PLACE(users[ahead]), _PLACE(items[ahead])
+            row_fetch(p, np.int64(next_u) * width, lanes)
+            row_fetch(q, np.int64(next_i) * width, lanes)
             if b is not None:
-                prefetch(b, users[ahead])
-                prefetch(c, items[ahead])
+                prefetch(b, next_u)
+                prefetch(c, next_i)
             if p_squares is not None:
-                prefetch(p_squares, 2 * users[ahead])
-                prefetch(q_squares, 2 * items[ahead])
+                prefetch(p_squares, _TWO * next_u)
+                prefetch(q_squares, _TWO * next_i)
             u, i = _PLACE(users[n]), _PLACE(items[n])
             at, to = np.int64(u) * width, np.int64(i) * width
             product = _product(p, at, q, to, lanes, more)
