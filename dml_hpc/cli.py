@@ -575,7 +575,8 @@ def mf_evaluate(comm: Any, console: Any, **arguments: Any) -> Any:
 
 def _ids(name: str, variable: str, what: str) -> Any:
     return option(name, type=Names(), multiple=True, metavar="ID,…", envvar=f"DML_HPC_RECOMMEND_{variable}",
-                  show_default=False, help=f"{what}: ids, or @FILE, one a line. May be repeated.")
+                  show_default=False, callback=lambda _, __, given: tuple(one for several in given for one in several),
+                  help=f"{what}: ids, or @FILE, one a line. May be repeated.")
 
 
 @root.command("mf recommend", cls=RanksVerb)
@@ -590,16 +591,14 @@ def _ids(name: str, variable: str, what: str) -> Any:
 @table
 @top_threads
 @overwrite
-def mf_recommend(comm: Any, console: Any, users: Any, items: Any, exclude: Any, **arguments: Any) -> Any:
+def mf_recommend(comm: Any, console: Any, **arguments: Any) -> Any:
     """The N items that FACTORS predict users to rate highest: exact, all items are compared.
 
     mpirun -n 4 dml-hpc mf recommend factors.h5 --seen ratings/train -o recommended.csv
     """
     from dml_hpc.commands import mf_recommend
 
-    named = {name: tuple(one for several in given for one in several)
-             for name, given in (("users", users), ("items", items), ("exclude", exclude))}
-    return mf_recommend.run(comm, console, **named, **arguments)
+    return mf_recommend.run(comm, console, **arguments)
 
 
 @root.command("mf similar", cls=RanksVerb)
@@ -626,8 +625,7 @@ def mf_similar(comm: Any, console: Any, **arguments: Any) -> Any:
 @factors_argument
 @output
 @option("--format", "form", type=click.Choice(["npy", "parquet"]), default="npy", envvar="DML_HPC_EXPORT_FORMAT",
-        help="npy: an array a file, and the "
-        "ids; parquet: a table of users and one of items.")
+        help="npy: an array a file, and the ids; parquet: a table of users and one of items.")
 @overwrite
 def mf_export(console: Any, **arguments: Any) -> Any:
     """FACTORS as a folder of files that other programs read."""

@@ -5,9 +5,9 @@ the user and the item alone, not on how they are cut into blocks, on threads or 
 heap whose root is the worst of them; a product that is no larger costs a comparison, sixteen at a time. Of equal scores
 the item of the lower number counts as the better one.
 
-Users are packed by sixes, items by sixteens: six accumulators of sixteen are kept in registers while a column of factors
-after the other is read once (the blocking of Goto and van de Geijn, *Anatomy of high-performance matrix multiplication*,
-ACM TOMS 34(3), 2008, with the choice in the place of the store).
+Users are packed by sixes, items by sixteens: six accumulators of sixteen are kept in registers while a column of
+factors after the other is read once (the blocking of Goto and van de Geijn, *Anatomy of high-performance matrix
+multiplication*, ACM TOMS 34(3), 2008, with the choice in the place of the store).
 """
 
 from __future__ import annotations

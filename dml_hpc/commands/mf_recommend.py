@@ -97,8 +97,8 @@ def _wanted(comm: Intracomm, found: RatingFactors, users: tuple[str, ...],
     with agreed(comm):
         numbers = matched(found.users, others.users)
         if not (numbers >= 0).any():
-            raise UserError(f"{found.path} knows none of the {len(numbers):,} users of {users_of}; `dml-hpc mf fold-in` "
-                            "finds factors for users that are new")
+            raise UserError(f"{found.path} knows none of the {len(numbers):,} users of {users_of}; `dml-hpc mf "
+                            "fold-in` finds factors for users that are new")
     return np.sort(numbers[numbers >= 0]), int(np.count_nonzero(numbers < 0))
 
 

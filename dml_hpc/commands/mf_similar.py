@@ -42,8 +42,8 @@ def run(comm: Intracomm, console: Console, factors: Path, ids: tuple[str, ...] =
     what = "user" if users else "item"
     with agreed(comm):
         if bool(ids) == everything:
-            raise UserError(f"{f'--all and the id {ids[0]!r}' if ids else 'no id'} given: name {what}s by their ids, or "
-                            "give --all")
+            raise UserError(f"{f'--all and the id {ids[0]!r}' if ids else 'no id'} given: name {what}s by their ids, "
+                            "or give --all")
         if everything and output is None:
             raise UserError(f"--all needs a place for the table: give -o FILE.csv (or .parquet, .h5), or name up to "
                             f"{MOST_SHOWN} {what}s")

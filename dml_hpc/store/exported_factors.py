@@ -62,8 +62,8 @@ def write_parquet(folder: Path, factors: RatingFactors) -> list[str]:
 def _check_room(folder: Path, partial: Path, factors: RatingFactors) -> None:
     needed = _SPARE_BYTES + sum(array.size * 4 for name in ARRAYS if (array := getattr(factors, name)) is not None)
     if (free := shutil.disk_usage(partial).free) < needed:
-        raise UserError(f"cannot write {folder}: it takes {needed >> 20:,} MiB, and {free >> 20:,} MiB are free; choose "
-                        "another -o")
+        raise UserError(f"cannot write {folder}: it takes {needed >> 20:,} MiB, and {free >> 20:,} MiB are free; "
+                        "choose another -o")
 
 
 def _parts(array: np.ndarray) -> Iterator[slice]:

@@ -38,7 +38,7 @@ def by_row(ratings: Ratings, rows: np.ndarray, columns: np.ndarray, count: int, 
     grid = ratings.grid
     row_bounds, column_bounds = (grid.item_bounds, grid.user_bounds) if of_items else (grid.user_bounds,
                                                                                        grid.item_bounds)
-    parts = []
+    parts: list[tuple[np.ndarray, np.ndarray | None, np.ndarray | None]] = []
     unknown = 0
     sizes = np.zeros(count, np.int64)
     for own in range(len(row_bounds) - 1):
@@ -61,20 +61,21 @@ def by_row(ratings: Ratings, rows: np.ndarray, columns: np.ndarray, count: int, 
         progressed()
         key = np.concatenate(keys)
         order = np.argsort(key) if values else None
-        key = np.sort(key) if order is None else key[order]
+        key = key[order] if values else np.sort(key)
         np.add.at(sizes, key >> 32, 1)
-        parts.append((key, *(np.concatenate(some)[order] if some else None for some in (given, weights))))
+        parts.append((key, np.concatenate(given)[order] if given else None,
+                      np.concatenate(weights)[order] if weights else None))
     starts = np.concatenate([[0], np.cumsum(sizes)])
     weighted = values and ratings.weighted
     found = ByRow(starts, np.empty(starts[-1], np.int32), np.empty(starts[-1], np.float32) if values else None,
                   np.empty(starts[-1], np.float32) if weighted else None, unknown)
     while parts:
-        key, *of_part = parts.pop()
+        key, rated, heavy = parts.pop()
         row = key >> 32
         first = np.flatnonzero(np.diff(row, prepend=-1))  # where another row begins
         place = starts[row] + np.arange(len(row)) - np.repeat(first, np.diff(first, append=len(row)))
         found.columns[place] = key & 0xFFFFFFFF
-        for whole, some in zip((found.ratings, found.weights), of_part, strict=True):
+        for whole, some in ((found.ratings, rated), (found.weights, heavy)):
             if whole is not None and some is not None:
                 whole[place] = some
     return found

@@ -1,4 +1,4 @@
-"""The best items of users, and what is most alike: blocks of rows against blocks of columns, never all scores at once."""
+"""The best items of users, and what is most alike: blocks of rows against blocks of columns, never all scores."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Best(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """Users, or items: ``factors`` (count, k), float32 or float16, often mapped; what is read is read in blocks.
+    """Users, or items: ``factors`` (count, k), float32 or float16, often mapped, as they are read in blocks.
 
-    Rows are multiplied by ``factor`` (count,) float32, and ``biases`` (count,) float32 added to their scores; None: not.
+    Rows are multiplied by ``factor`` (count,) float32; ``biases`` (count,) float32 are added to their scores.
     """
 
     factors: np.ndarray
