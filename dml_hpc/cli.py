@@ -621,6 +621,26 @@ def mf_similar(comm: Any, console: Any, **arguments: Any) -> Any:
     return mf_similar.run(comm, console, **arguments)
 
 
+@root.command("mf fold-in", cls=RanksVerb)
+@factors_argument
+@click.argument("ratings", type=PATH)
+@output
+@option("--items", is_flag=True, envvar="DML_HPC_FOLD_IN_ITEMS", help="Solve for items that are new, not for users.")
+@option("--update", is_flag=True, help="Solve anew for those that are known and have ratings here, too; from these "
+        "ratings alone.")
+@option("--threads", type=POSITIVE, default=None, metavar="N", help="Rows that a rank solves for at a time.  [default: "
+        "OMP_NUM_THREADS, or the rank's share of the cores]")
+@overwrite
+def mf_fold_in(comm: Any, console: Any, **arguments: Any) -> Any:
+    """FACTORS, and those of the users that only RATINGS know, found from their ratings of known items.
+
+    Nothing is learnt anew: each user is one least-squares problem, with the penalty that FACTORS were learnt with.
+    """
+    from dml_hpc.commands import mf_fold_in
+
+    return mf_fold_in.run(comm, console, **arguments)
+
+
 @root.command("mf export", cls=Verb)
 @factors_argument
 @output

@@ -13,7 +13,8 @@ from dml_hpc.commands.serving import open_factors, rank_threads, seen_by
 from dml_hpc.console import Console
 from dml_hpc.data.ratings.by_row import by_row, matched
 from dml_hpc.data.ratings.opened import StoredRatings, open_ratings
-from dml_hpc.decomposition.mf.ranking import MEASURES, hits_of, mean, measured, units
+from dml_hpc.decomposition.mf.blocks import summed_exactly
+from dml_hpc.decomposition.mf.ranking import MEASURES, hits_of, measured
 from dml_hpc.decomposition.mf.top import BLOCK_ROWS, Side, Top
 from dml_hpc.errors import UserError
 from dml_hpc.kernels import start_compiler
@@ -100,8 +101,7 @@ def _ranked(comm: Intracomm, found: RatingFactors, held: StoredRatings, rated: S
     start_compiler()
     with first_on_node(comm):
         Top.compile()
-    sums: list[list[int]] = []
-    counted = 0
+    measures = [np.zeros((0, len(MEASURES)))]
     with agreed(comm):
         users, items = matched(found.users, held.users), matched(found.items, held.items)
         known = np.sort(users[users >= 0])
@@ -128,17 +128,16 @@ def _ranked(comm: Intracomm, found: RatingFactors, held: StoredRatings, rated: S
             part = slice(first, first + len(best.rows))
             hits = hits_of(best.columns, bounds[first:first + len(best.rows) + 1], wanted)
             some = counts[part] > 0
-            sums.append(units(measured(hits[some], counts[part][some], at)))
-            counted += int(some.sum())
+            measures.append(measured(hits[some], counts[part][some], at).T)
             progressed()
-    everywhere = [one for several in comm.allgather(sums) for one in several]
-    counted = sum(comm.allgather(counted))
+    found_here = np.concatenate(measures)
+    sums, counted = summed_exactly(comm, found_here).tolist(), sum(comm.allgather(len(found_here)))
     with agreed(comm):
         if not counted:
             raise UserError(f"no user that {found.path} knows has anything relevant in {held.path}"
                             + ("" if relevant is None else f"; give a lower --relevant than {relevant:g}"))
     return {"at": at, "relevant": relevant, "users_evaluated": counted,
-            **{name: mean([one[number] for one in everywhere], counted) for number, name in enumerate(MEASURES)}}
+            **{name: total / counted for name, total in zip(MEASURES, sums, strict=True)}}
 
 
 def _tell(console: Console, result: dict[str, Any]) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 MEASURES = ("precision", "recall", "ndcg", "map")
-_UNIT = 2.0**-40
-"""Measures, from 0 to 1, are added up as whole numbers of these: their sums do not depend on who adds what."""
 
 
 def hits_of(items: np.ndarray, starts: np.ndarray, relevant: np.ndarray) -> np.ndarray:
@@ -42,13 +40,3 @@ def measured(hits: np.ndarray, relevant: np.ndarray, n: int) -> np.ndarray:
     gain = np.where(hits, 1 / np.log2(1 + places), 0.0).sum(axis=1)
     precisions = np.where(hits, np.cumsum(hits, axis=1) / places, 0.0).sum(axis=1)
     return np.stack([found / n, found / relevant, gain / ideal[reachable], precisions / reachable])
-
-
-def units(measures: np.ndarray) -> list[int]:
-    """Return the sums of ``measures`` (4, users) over users as whole numbers; see `mean`."""
-    return np.rint(measures / _UNIT).astype(np.int64).sum(axis=1).tolist()
-
-
-def mean(sums: list[int], users: int) -> float:
-    """Return the mean over ``users`` of a measure of which all `units` have these ``sums``."""
-    return sum(sums) * _UNIT / users
