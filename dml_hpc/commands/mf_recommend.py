@@ -119,10 +119,10 @@ def _allowed(comm: Intracomm, found: RatingFactors, items: tuple[str, ...],
 
 def _tell(console: Console, result: dict[str, Any]) -> None:
     if result["unknown_users"]:
-        console.say(f"users    {result['unknown_users']:,} are not known to {result['factors']}, and are left out; "
-                    "`dml-hpc mf fold-in` finds factors for them")
+        console.say(f"unknown  {result['unknown_users']:,} of the users are not in {result['factors']}, and are left "
+                    "out; `dml-hpc mf fold-in` finds factors for them")
     if result["users_with_fewer"] and result["lines"] < result["n"] * result["users"]:
-        console.say(f"fewer    {result['users_with_fewer']:,} users have fewer than {result['n']:,} items that they "
+        console.say(f"fewer    for {result['users_with_fewer']:,} of the users there are not {result['n']:,} items that "
                     "may be recommended")
     if result["output"] is not None:
         console.say(f"written  {result['lines']:,} recommendations to {result['users']:,} users, of "

@@ -1,0 +1,302 @@
+"""What is made of factors: recommendations, neighbours, measures, files, and factors of those who came later."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from ratings_support import import_ratings, low_rank
+
+from dml_hpc.commands import mf, mf_evaluate, mf_fold_in, mf_recommend, mf_similar
+from dml_hpc.console import Console
+from dml_hpc.data.ratings.ids import Ids
+from dml_hpc.data.ratings.opened import open_ratings
+from dml_hpc.errors import AgreedError
+from dml_hpc.mpi import Alone
+from dml_hpc.store.rating_factors import Piece, RatingFactors, read_rating_factors, write_rating_factors
+
+pytestmark = pytest.mark.mpi
+
+QUIET = Console(rank=1)
+USERS, ITEMS, K = 90, 60, 3
+GIVEN = low_rank(USERS, ITEMS)
+TRAIN, TEST = (tuple(part[cut] for part in GIVEN) for cut in (slice(400, None), slice(0, 400)))
+
+
+@pytest.fixture
+def made(comm, folder) -> Path:
+    """A folder with ratings ``train`` and ``test`` (with a user and an item of its own) and whole numbers ``f.h5``."""
+    rng = np.random.default_rng(3)
+    arrays = {f"{side}_{name}": rng.integers(-3, 4, (count, K) if name == "factors" else count).astype(np.float32)
+              for side, count in (("user", USERS), ("item", ITEMS)) for name in ("factors", "biases")}
+    users, items = np.array([f"u{user}" for user in rng.permutation(USERS)], object), rng.permutation(ITEMS)
+    write_rating_factors(comm, folder / "f.h5", [Piece(name, 0, array) for name, array in arrays.items()]
+                         if comm.rank == 0 else [], Ids(users), Ids(items.astype(np.int64)), 3.0, {"l2": 0.05})
+    if comm.rank == 0:
+        import_ratings(folder, "train", TRAIN, (4, 6))
+        import_ratings(folder, "test", tuple(np.append(part, more).astype(part.dtype) for part, more in zip(
+            TEST, ([777, 5], [4, 888], [3.0, 4.0]), strict=True)), (3, 2))
+    comm.Barrier()
+    return folder
+
+
+def scores_of(found: RatingFactors) -> np.ndarray:
+    assert found.user_biases is not None and found.item_biases is not None
+    return (found.mean + found.user_biases[:, None].astype(float) + found.item_biases
+            + found.user_factors.astype(float) @ found.item_factors.T.astype(float))
+
+
+def seen_of(found: RatingFactors, given: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Return who (users, items) has rated what, by the numbers of the factors."""
+    seen = np.zeros((len(found.users), len(found.items)), bool)
+    seen[found.users.numbers([f"u{user}" for user in given[0]]), found.items.numbers(given[1])] = True
+    return seen
+
+
+def wanted_lines(found: RatingFactors, scores: np.ndarray, users: list[int], n: int) -> list[tuple]:
+    """Return the lines of the table, made by sorting; −∞ is left out."""
+    return [(found.users.values[user], int(found.items.values[item]), place + 1, scores[user, item]) for user in users
+            for place, item in enumerate(np.argsort(-scores[user], kind="stable")[:n])
+            if scores[user, item] > -np.inf]
+
+
+def lines_of(path: Path) -> list[tuple]:
+    if path.suffix == ".csv":
+        with path.open(newline="") as file:
+            return [(row["user"], int(row["item"]), int(row["rank"]), float(row["score"]))
+                    for row in csv.DictReader(file)]
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        columns = pyarrow.parquet.read_table(path).to_pydict()
+    else:
+        with h5py.File(path) as file:
+            columns = {name: (file[name].asstr()[()] if file[name].dtype == object else file[name][()]).tolist()
+                       for name in file}
+    return list(zip(*(columns[name] for name in mf_recommend.NAMES), strict=True))
+
+
+def recommend(comm, folder: Path, output: str | None, **options):
+    return mf_recommend.run(comm, QUIET, folder / "f.h5", output=None if output is None else folder / output, **options)
+
+
+def test_recommendations_are_those_of_a_full_sort_in_each_kind_of_file(comm, made):
+    found = read_rating_factors(made / "f.h5")
+    scores = np.where(seen_of(found, TRAIN), -np.inf, scores_of(found))
+    wanted = wanted_lines(found, scores, list(range(USERS)), 40)
+    for name in ("r.csv", "r.parquet", "r.h5"):
+        told = recommend(comm, made, name, seen=made / "train", n=40)
+        assert lines_of(made / name) == wanted and told["lines"] == len(wanted)
+        assert told["users_with_fewer"] == sum(np.isfinite(row).sum() < 40 for row in scores)
+    own = comm.Split(comm.rank)
+    (made / f"one{comm.rank}").mkdir()
+    for name in ("r.csv", "r.h5"):
+        mf_recommend.run(own, QUIET, made / "f.h5", seen=made / "train", n=40, output=made / f"one{comm.rank}" / name)
+        assert (made / f"one{comm.rank}" / name).read_bytes() == (made / name).read_bytes()
+    own.Free()
+    comm.Barrier()
+    assert not list(made.glob(".dml-hpc-*"))
+
+
+def test_recommendations_for_some_of_some(comm, made, capsys):
+    found = read_rating_factors(made / "f.h5")
+    scores = scores_of(found)
+    u, v = found.users.numbers(["u5", "u80"]).tolist()
+    told = recommend(comm, made, None, users=("u5", "u80", "u5"), n=2)
+    assert [tuple(line.values()) for line in told["recommendations"]] == wanted_lines(found, scores, [u, v], 2)
+    if comm.rank == 0:
+        (made / "some.txt").write_text("3\n7\n\n11\n")
+    comm.Barrier()
+    told = recommend(comm, made, None, users=("u5",), items=(f"@{made / 'some.txt'}", "0"), exclude=("7",))
+    allowed = np.isin(found.items.values, [3, 11, 0])
+    assert [tuple(line.values()) for line in told["recommendations"]] == wanted_lines(
+        found, np.where(allowed, scores, -np.inf), [u], 10)
+    told = recommend(comm, made, "t.csv", users_of=made / "test", n=1)
+    tested = np.unique(found.users.numbers([f"u{user}" for user in TEST[0]])).tolist()
+    assert lines_of(made / "t.csv") == wanted_lines(found, scores, tested, 1) and told["unknown_users"] == 1
+
+
+def test_what_is_not_known_or_would_be_too_much_is_refused(comm, made):
+    for options, words in (({"users": ("u5", "bob", "anna")}, "knows no user 'bob', 'anna'; .* such as 'u"),
+                           ({"items": ("x",), "users": ("u5",)}, "knows no item 'x'"),
+                           ({}, "recommendations for 90 users .* give -o FILE.csv"),
+                           ({"output": "r.txt"}, "end it in .csv, .parquet or .h5"),
+                           ({"output": "f.h5", "overwrite": True}, "what this run reads"),
+                           ({"users": ("u5",), "users_of": made / "test"}, "leave one out"),
+                           ({"users": (f"@{made / 'nowhere'}",)}, "nowhere: No such file"),
+                           ({"users": ("u5",), "items": ("3",), "exclude": ("3",)}, "leaves no item")):
+        with pytest.raises(AgreedError, match=words) as error:
+            recommend(comm, made, **{"output": None, **options})
+        assert error.value.exit_code == 2
+    for ids, everything, words in (((), False, "name items by their ids"), (("3",), True, "'3' given"),
+                                   ((), True, "give -o FILE.csv"), (("999",), False, "knows no item '999'")):
+        with pytest.raises(AgreedError, match=words):
+            mf_similar.run(comm, QUIET, made / "f.h5", ids, everything=everything)
+    assert sorted(path.name for path in made.iterdir()) == ["f.h5", "test", "test.csv", "train", "train.csv"]
+
+
+def test_neighbours_have_the_largest_cosine(comm, made):
+    found = read_rating_factors(made / "f.h5")
+    for users, ids, rows in ((False, found.items, found.item_factors), (True, found.users, found.user_factors)):
+        lengths = np.linalg.norm(rows.astype(float), axis=1)
+        unit = rows / np.where(lengths > 0, lengths, np.inf)[:, None]
+        cosine = unit @ unit.T
+        np.fill_diagonal(cosine, -np.inf)
+        name = str(ids.values[4])
+        told = mf_similar.run(comm, QUIET, made / "f.h5", (name,), n=7, users=users)["similar"]
+        np.testing.assert_allclose([one["similarity"] for one in told], np.sort(cosine[4])[::-1][:7], atol=1e-6)
+        got = ids.numbers([one["neighbour"] for one in told])
+        np.testing.assert_allclose(cosine[4, got], [one["similarity"] for one in told], atol=1e-6)
+        mf_similar.run(comm, QUIET, made / "f.h5", everything=True, n=7, users=users, output=made / f"{users}.csv")
+        with (made / f"{users}.csv").open() as file:
+            table = list(csv.reader(file))
+        assert len(table) == 1 + 7 * len(rows) and table[0][0] == ("user" if users else "item")
+        assert [row[1] for row in table if row[0] == name] == [str(one["neighbour"]) for one in told]
+
+
+@pytest.mark.parametrize("relevant", [None, 3.2])
+def test_measures_are_those_of_lists_made_by_sorting(comm, made, relevant):
+    found = read_rating_factors(made / "f.h5")
+    scores = np.where(seen_of(found, TRAIN), -np.inf, scores_of(found))
+    told = mf_evaluate.run(comm, QUIET, made / "f.h5", made / "test", at=5, seen=made / "train", relevant=relevant)
+    liked: dict[int, set[int]] = {}
+    for user, item, rating in [*zip(*TEST, strict=True), (5, 888, 4.0)]:
+        if relevant is None or rating >= relevant:
+            liked.setdefault(int(found.users.numbers([f"u{user}"])[0]), set()).add(
+                int(found.items.numbers([int(item)])[0]) if item != 888 else -1)
+    measures = []
+    for user, own in liked.items():
+        hits = [item in own for item in np.argsort(-scores[user], kind="stable")[:5].tolist()]
+        gain = [1 / np.log2(place + 2) for place in range(5)]
+        measures.append([sum(hits) / 5, sum(hits) / len(own), np.dot(hits, gain) / sum(gain[:len(own)]),
+                         sum(sum(hits[:place + 1]) / (place + 1) for place in range(5) if hits[place])
+                         / min(5, len(own))])
+    assert [told[name] for name in ("precision", "recall", "ndcg", "map")] == pytest.approx(
+        np.mean(measures, axis=0).tolist())
+    assert told["users_evaluated"] == len(liked) and told["at"] == 5 and told["rmse"] > 0
+    own = comm.Split(comm.rank)
+    alone = mf_evaluate.run(own, QUIET, made / "f.h5", made / "test", at=5, seen=made / "train", relevant=relevant)
+    own.Free()
+    for name in ("precision", "recall", "ndcg", "map", "rmse", "mae"):
+        assert told[name] == alone[name]  # the same bits
+    with pytest.raises(AgreedError, match="give a lower --relevant than 99"):
+        mf_evaluate.run(comm, QUIET, made / "f.h5", made / "test", at=5, relevant=99)
+    with pytest.raises(AgreedError, match="say with --at"):
+        mf_evaluate.run(comm, QUIET, made / "f.h5", made / "test", seen=made / "train")
+
+
+def best_rows(rows: dict[str, list[tuple[int, float]]], others: np.ndarray, biases: np.ndarray | None, mean: float,
+              scale: float, l2: float, alpha: float | None) -> dict[str, np.ndarray]:
+    """Return for each row the factors, and its bias behind them, that minimise its error, in float64, as in the file.
+
+    ``others`` and ``biases`` are as in the file. Explicit: Σ((r − prediction)²/s² + l2·(‖p‖²/s + b²/s²)), s the scale.
+    """
+    found = {}
+    k = others.shape[1]
+    for name, entries in rows.items():
+        at = [place for place, _ in entries]
+        r = np.array([value for _, value in entries])
+        Q = others[at].astype(float)
+        if alpha is not None:
+            confidence = np.ones(len(others))
+            confidence[at] += alpha * r
+            liked = np.zeros(len(others))
+            liked[at] = r > 0
+            whole = others.astype(float)
+            found[name] = np.linalg.solve(whole.T * confidence @ whole + l2 * np.eye(k), whole.T @ (confidence * liked))
+            continue
+        target = r - mean
+        if biases is not None:
+            target = target - biases[at]
+            Q = np.column_stack([Q, np.ones(len(r))])
+        penalty = len(r) * l2 * np.array([*[scale] * k, *([] if biases is None else [1.0])])
+        found[name] = np.linalg.solve(Q.T @ Q + np.diag(penalty), Q.T @ target)
+    return found
+
+
+@pytest.fixture
+def later(comm, folder) -> Path:
+    """Ratings to learn from, of all users below 70, and ``later``: of those from 65 on, one with none that counts."""
+    if comm.rank == 0:
+        early, late = GIVEN[0] < 70, GIVEN[0] >= 65
+        shifted = (*GIVEN[:2], GIVEN[2] + 10)  # above 0, as implicit ones have to be
+        import_ratings(folder, "early", tuple(part[early] for part in shifted), (4, 6))
+        import_ratings(folder, "late", tuple(np.append(part[late], more).astype(part.dtype) for part, more in zip(
+            shifted, ([777, 80], [888, 999], [13.0, 12.0]), strict=True)), (3, 2))
+    comm.Barrier()
+    return folder
+
+
+CASES = {"als": {"algorithm": "als"}, "no biases": {"algorithm": "als", "biases": False}, "sgd": {},
+         "half": {"factors": "float16"}, "implicit": {"algorithm": "als", "implicit": True, "alpha": 2.0}}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("items", [False, True], ids=["users", "items"])
+def test_who_came_later_gets_what_least_squares_says(comm, later, case, items):
+    if items and case not in ("als", "implicit"):
+        return
+    mf.run(comm, QUIET, later / "early", later / "f.h5", k=4, epochs=3, **CASES[case])
+    before = read_rating_factors(later / "f.h5")
+    told = mf_fold_in.run(comm, QUIET, later / "f.h5", later / "late", later / "g.h5", items=items, update=True)
+    after = read_rating_factors(later / "g.h5")
+    assert after.is_whole and after.digest == told["weights_digest"]
+    late = open_ratings(Alone(), later / "late")
+    ids, other_ids = (before.users, before.items) if items else (before.items, before.users)
+    rows: dict[str, list[tuple[int, float]]] = {}
+    for u in range(late.grid.shape[0]):
+        for i in range(late.grid.shape[1]):
+            block = late.block(u, i)
+            user = late.users.values[block.users + late.grid.user_bounds[u]].tolist()
+            item = late.items.values[block.items + late.grid.item_bounds[i]].tolist()
+            for name, other, rating in zip(*((item, user) if items else (user, item)), block.ratings.tolist(),
+                                           strict=True):
+                if (place := int(ids.numbers([other])[0])) >= 0:
+                    rows.setdefault(name, []).append((place, rating))
+    fixed, fixed_biases = (before.user_factors, before.user_biases) if items else (before.item_factors,
+                                                                                 before.item_biases)
+    wanted = best_rows(rows, fixed, fixed_biases, before.mean, before.settings["scale"], before.settings["l2"],
+                       before.settings.get("alpha"))
+    known, got, biases, old = (after.items, after.item_factors, after.item_biases, before.item_factors) if items else (
+        after.users, after.user_factors, after.user_biases, before.user_factors)
+    tolerance = 2e-3 if case == "half" else 2e-4
+    for name, x in wanted.items():
+        row = int(known.numbers([name])[0])
+        np.testing.assert_allclose(got[row], x[:4], atol=tolerance)
+        if biases is not None:
+            np.testing.assert_allclose(biases[row], x[4], atol=tolerance)
+    assert len(known) == len(set(known.values)) == len(set(other_ids.values) | set(wanted))
+    others = [row for row, name in enumerate(other_ids.values) if name not in wanted]
+    np.testing.assert_array_equal(got[others], old[others])  # where they were, as they were
+    assert got.dtype == old.dtype and after.settings["l2"] == before.settings["l2"]
+    own = comm.Split(comm.rank)
+    mf_fold_in.run(own, QUIET, later / "f.h5", later / "late", later / f"alone{comm.rank}.h5", items=items, update=True)
+    own.Free()
+    assert hashlib.sha256((later / f"alone{comm.rank}.h5").read_bytes()).digest() == hashlib.sha256(
+        (later / "g.h5").read_bytes()).digest()
+    if not items:
+        assert (told["users_without_ratings"], told["unknown_items"]) == (1, 2)
+        assert told["users_added"] == len(set(wanted) - set(other_ids.values))
+        assert (told["rmse"] is None) == (case == "implicit")
+        comm.Barrier()
+        with pytest.raises(AgreedError, match="give --update"):
+            mf_fold_in.run(comm, QUIET, later / "f.h5", later / "early", later / "h.h5")
+        assert not (later / "h.h5").exists()
+
+
+def test_converged_least_squares_stay_where_they_are(comm, later):
+    mf.run(comm, QUIET, later / "early", later / "f.h5", k=2, algorithm="als", epochs=150)
+    mf_fold_in.run(comm, QUIET, later / "f.h5", later / "early", later / "g.h5", update=True)
+    before, after = (read_rating_factors(later / name) for name in ("f.h5", "g.h5"))
+    np.testing.assert_allclose(after.user_factors, before.user_factors, atol=2e-3)
+    np.testing.assert_array_equal(after.item_factors, before.item_factors)
+
+
+def test_factors_that_cannot_be_added_to_are_refused(comm, made):
+    with pytest.raises(AgreedError, match="does not say with which scale .* run mf again"):
+        mf_fold_in.run(comm, QUIET, made / "f.h5", made / "test", made / "g.h5")
+    assert not (made / "g.h5").exists()
