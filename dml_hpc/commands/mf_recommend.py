@@ -122,8 +122,8 @@ def _tell(console: Console, result: dict[str, Any]) -> None:
         console.say(f"unknown  {result['unknown_users']:,} of the users are not in {result['factors']}, and are left "
                     "out; `dml-hpc mf fold-in` finds factors for them")
     if result["users_with_fewer"] and result["lines"] < result["n"] * result["users"]:
-        console.say(f"fewer    for {result['users_with_fewer']:,} of the users there are not {result['n']:,} items that "
-                    "may be recommended")
+        console.say(f"fewer    for {result['users_with_fewer']:,} of the users there are not {result['n']:,} items "
+                    "that may be recommended")
     if result["output"] is not None:
         console.say(f"written  {result['lines']:,} recommendations to {result['users']:,} users, of "
                     f"{result['items']:,} items, in {result['work_s']:.2f} s → {result['output']} "
