@@ -565,8 +565,9 @@ table = option("-o", "--output", type=PATH, default=None, metavar="FILE", help="
         "R.  [default: that was rated]")
 @top_threads
 def mf_evaluate(comm: Any, console: Any, **arguments: Any) -> Any:
-    """How far the predictions of FACTORS, which mf wrote, are off for RATINGS; with --at, how good its recommendations
-    are.
+    """How good FACTORS are, by RATINGS held out.
+
+    FACTORS are what mf wrote. How far their predictions are off; with --at, how good their recommendations are.
     """
     from dml_hpc.commands import mf_evaluate
 
@@ -582,17 +583,19 @@ def _ids(name: str, variable: str, what: str) -> Any:
 @root.command("mf recommend", cls=RanksVerb)
 @factors_argument
 @option("-n", "--n", "n", type=click.IntRange(1, 10_000), default=10, metavar="N", help="Items for each user.")
-@_ids("--users", "USERS", "To whom  [default: all users]")
+@_ids("--users", "USERS", "To whom, all users if not given")
 @option("--users-of", type=PATH, default=None, metavar="RATINGS", help="To the users of this data set.")
 @option("--seen", type=PATH, default=None, metavar="RATINGS", help="Leave out what a user has rated in RATINGS, mostly "
         "those that were learnt from.")
-@_ids("--items", "ITEMS", "What may be recommended  [default: all items]")
+@_ids("--items", "ITEMS", "What may be recommended, all items if not given")
 @_ids("--exclude", "EXCLUDE", "What may not be recommended")
 @table
 @top_threads
 @overwrite
 def mf_recommend(comm: Any, console: Any, **arguments: Any) -> Any:
-    """The N items that FACTORS predict users to rate highest: exact, all items are compared.
+    """The best N items for users.
+
+    Those that FACTORS, which mf wrote, predict a user to rate highest; all items are compared.
 
     mpirun -n 4 dml-hpc mf recommend factors.h5 --seen ratings/train -o recommended.csv
     """
@@ -612,7 +615,9 @@ def mf_recommend(comm: Any, console: Any, **arguments: Any) -> Any:
 @top_threads
 @overwrite
 def mf_similar(comm: Any, console: Any, **arguments: Any) -> Any:
-    """The N items in FACTORS that are most like each of some: of the largest cosine, the ratio of products to lengths.
+    """The N items most like some, or users.
+
+    Those of which the factors, in FACTORS, have the largest cosine with those of each ID.
 
     mpirun -n 4 dml-hpc mf similar factors.h5 --all -o neighbours.parquet
     """
@@ -632,8 +637,9 @@ def mf_similar(comm: Any, console: Any, **arguments: Any) -> Any:
         "OMP_NUM_THREADS, or the rank's share of the cores]")
 @overwrite
 def mf_fold_in(comm: Any, console: Any, **arguments: Any) -> Any:
-    """FACTORS, and those of the users that only RATINGS know, found from their ratings of known items.
+    """Factors of users who came later.
 
+    Writes FACTORS, and with them those of the users that only RATINGS know, found from their ratings of known items.
     Nothing is learnt anew: each user is one least-squares problem, with the penalty that FACTORS were learnt with.
     """
     from dml_hpc.commands import mf_fold_in
@@ -648,7 +654,7 @@ def mf_fold_in(comm: Any, console: Any, **arguments: Any) -> Any:
         help="npy: an array a file, and the ids; parquet: a table of users and one of items.")
 @overwrite
 def mf_export(console: Any, **arguments: Any) -> Any:
-    """FACTORS as a folder of files that other programs read."""
+    """FACTORS as files for other programs."""
     from dml_hpc.commands import mf_export
 
     return mf_export.run(console, **arguments)

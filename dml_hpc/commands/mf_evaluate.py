@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dml_hpc.commands.serving import open_factors, rank_threads, seen_by
+from dml_hpc.commands.mf_options import rank_threads
+from dml_hpc.commands.serving import open_factors, seen_by
 from dml_hpc.console import Console
 from dml_hpc.data.ratings.by_row import by_row, matched
 from dml_hpc.data.ratings.opened import StoredRatings, open_ratings

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dml_hpc.commands.serving import open_factors, rank_threads
+from dml_hpc.commands.mf_options import rank_threads
+from dml_hpc.commands.serving import open_factors
 from dml_hpc.console import Console
 from dml_hpc.data.ratings.by_row import ByRow, by_row, matched
 from dml_hpc.data.ratings.ids import Ids
@@ -77,7 +78,8 @@ def run(comm: Intracomm, console: Console, factors: Path, ratings: Path, output:
         began = time.perf_counter()
         solved = fold(own, fixed, gram, threads or rank_threads())
         solving_s = time.perf_counter() - began
-        if not np.isfinite(solved.factors).all():
+        stored = (found.item_factors if items else found.user_factors).dtype
+        if not np.isfinite(solved.factors.astype(stored)).all():
             raise UserError(f"what was found for {what}s is not finite; are the ratings of {ratings} in the unit of "
                             f"those that {factors} was learnt from?")
         rated = np.diff(own.starts) > 0

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dml_hpc.commands.mf_options import rank_threads
 from dml_hpc.commands.serving import (
     MOST_SHOWN,
     check_table,
     deliver,
     numbers_of,
     open_factors,
-    rank_threads,
     rendered,
     seen_by,
 )

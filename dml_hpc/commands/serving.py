@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,12 +88,6 @@ def seen_by(factors: RatingFactors, seen: StoredRatings, users: np.ndarray) -> t
     found = by_row(seen, place[matched(factors.users, seen.users)], matched(factors.items, seen.items), len(users),
                    values=False)
     return found.starts, found.columns
-
-
-def rank_threads() -> int:
-    """Return how many threads a rank may start: what was said of it, or was divided among the node's ranks."""
-    said = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    return int(said) if said.isdigit() and int(said) else len(os.sched_getaffinity(0))
 
 
 def rendered(blocks: Iterator[Best], table: Table | None) -> tuple[list[np.ndarray], int, int]:

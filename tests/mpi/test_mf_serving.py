@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
+import os
 from pathlib import Path
 
 import h5py
@@ -17,6 +19,7 @@ from dml_hpc.data.ratings.ids import Ids
 from dml_hpc.data.ratings.opened import open_ratings
 from dml_hpc.errors import AgreedError
 from dml_hpc.mpi import Alone
+from dml_hpc.store import ranked_table
 from dml_hpc.store.rating_factors import Piece, RatingFactors, read_rating_factors, write_rating_factors
 
 pytestmark = pytest.mark.mpi
@@ -298,3 +301,14 @@ def test_factors_that_cannot_be_added_to_are_refused(comm, made):
     with pytest.raises(AgreedError, match=r"does not say with which scale .* run mf again"):
         mf_fold_in.run(comm, QUIET, made / "f.h5", made / "test", made / "g.h5")
     assert not (made / "g.h5").exists()
+
+
+def test_a_full_disk_leaves_nothing_behind(comm, made, monkeypatch):
+    def full(self, file, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for kind, name in ((ranked_table.CsvTable, "r.csv"), (ranked_table.Hdf5Table, "r.h5")):
+        monkeypatch.setattr(kind, "append", full)
+        with pytest.raises(AgreedError, match=rf"cannot write .*{name}: No space left"):
+            recommend(comm, made, name)
+        assert not list(made.glob("*r.*")) and not list(made.glob(".dml-hpc-*"))
