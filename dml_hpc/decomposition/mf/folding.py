@@ -50,7 +50,8 @@ class Folded(NamedTuple):
 def fold(rows: ByRow, fixed: Fixed, gram: np.ndarray | None, threads: int = 1) -> Folded:
     """Return what minimises the penalised error of each of ``rows``; see `dml_hpc.kernels.normal_equations`.
 
-    ``gram`` is that of `gram_of`, None where ratings are explicit. A row's solution depends on its ratings alone.
+    ``gram`` is that of `gram_of`, None where ratings are explicit. A row's solution depends on its ratings alone. For
+    no rows the kernel is compiled, or read from its cache.
     """
     assert rows.ratings is not None
     count, k = len(rows.starts) - 1, fixed.factors.shape[1]
@@ -68,7 +69,7 @@ def fold(rows: ByRow, fixed: Fixed, gram: np.ndarray | None, threads: int = 1) -
     def piece(first: int) -> None:
         solve(*arrays, first, min(first + _PIECE_ROWS, count), room(width))
 
-    firsts = range(0, count, _PIECE_ROWS)
+    firsts = range(0, max(count, 1), _PIECE_ROWS)  # also of no rows: then the kernel is compiled
     if threads == 1 or len(firsts) < 2:
         for first in firsts:
             piece(first)
