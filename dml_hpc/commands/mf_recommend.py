@@ -69,7 +69,8 @@ def run(comm: Intracomm, console: Console, factors: Path, n: int = 10, users: tu
         top = Top(Side(found.user_factors, found.user_biases), Side(found.item_factors, found.item_biases), n,
                   found.mean, allowed)
         began = time.perf_counter()
-        parts, lines, fewer = rendered(top.blocks(own, starts, left, threads or rank_threads()), table)
+        parts, lines, fewer = rendered(top.blocks(own, starts, left, threads or rank_threads()), table,
+                                       console.bar(len(own), "recommending"))
         choosing_s = time.perf_counter() - began
     told = deliver(comm, console, output, table, parts, NAMES, found.users, found.items,
                    {"digest": found.digest, "n": n})

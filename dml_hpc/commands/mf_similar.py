@@ -65,7 +65,7 @@ def run(comm: Intracomm, console: Console, factors: Path, ids: tuple[str, ...] =
         side = Side(rows, factor=one_length(rows))
         blocks = Top(side, side, n).blocks(own, np.arange(len(own) + 1), own.astype(np.int32), threads or
                                            rank_threads())
-        parts, lines, _ = rendered(blocks, table)
+        parts, lines, _ = rendered(blocks, table, console.bar(len(own), "comparing"))
     told = deliver(comm, console, output, table, parts, names, known, known, {"digest": found.digest, "n": n})
     lines = sum(comm.allgather(lines))
     result = {f"{what}s": len(wanted), "of": len(known), "n": n, "lines": lines, "k": found.k, "similar": told,

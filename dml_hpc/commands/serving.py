@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dml_hpc.console import Console
+from dml_hpc.console import Console, Progress
 from dml_hpc.data.ratings.by_row import by_row, matched
 from dml_hpc.data.ratings.ids import Ids
 from dml_hpc.data.ratings.opened import StoredRatings
@@ -90,8 +90,11 @@ def seen_by(factors: RatingFactors, seen: StoredRatings, users: np.ndarray) -> t
     return found.starts, found.columns
 
 
-def rendered(blocks: Iterator[Best], table: Table | None) -> tuple[list[np.ndarray], int, int]:
-    """Return the blocks as ``table`` writes them (None: as lines), how many lines, how many rows with fewer than n."""
+def rendered(blocks: Iterator[Best], table: Table | None, bar: Progress) -> tuple[list[np.ndarray], int, int]:
+    """Return the blocks as ``table`` writes them (None: as lines), how many lines, how many rows with fewer than n.
+
+    ``bar`` counts this rank's rows.
+    """
     parts, count, fewer = [], 0, 0
     for best in blocks:
         lines = best.lines()
@@ -99,6 +102,8 @@ def rendered(blocks: Iterator[Best], table: Table | None) -> tuple[list[np.ndarr
         count += len(lines)
         fewer += int(np.count_nonzero(best.counts < best.columns.shape[1]))
         progressed()
+        bar.advance(len(best.rows))
+    bar.close()
     return parts, count, fewer
 
 

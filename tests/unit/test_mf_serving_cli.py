@@ -30,7 +30,7 @@ def learnt(tmp_path_factory) -> Path:
 
 def test_a_few_are_printed_and_all_are_written(learnt, tmp_path):
     config = tmp_path / "c.toml"
-    config.write_text('["mf recommend"]\nusers = ["u3", "u4"]\nn = 2\n')
+    config.write_text('["mf recommend"]\nusers = "u3,u4"\nn = 2\n')
     done = dml_hpc("mf", "recommend", learnt / "f.h5", "--users", "u3", "--users", "u4", "-n", 2, "--seen",
                    learnt / "r", "--json")
     assert done.returncode == 0, done.stderr
