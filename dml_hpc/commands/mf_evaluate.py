@@ -57,8 +57,9 @@ def run(comm: Intracomm, console: Console, factors: Path, ratings: Path, at: int
     with agreed(comm):
         if not held.grid.ratings:
             raise UserError(f"{ratings} holds no ratings to evaluate on")
-    result = _errors(comm, found, held, implicit) | ({} if at is None else _ranked(
-        comm, found, held, rated, at, relevant, threads or rank_threads()))
+    result = _errors(comm, found, held, implicit) | {"at": at, "relevant": relevant} | (
+        dict.fromkeys(("users_evaluated", *MEASURES)) if at is None else
+        _ranked(comm, found, held, rated, at, relevant, threads or rank_threads()))
     result |= {"implicit": implicit, "k": found.k, "factors": str(factors), "data": str(ratings),
                "seen": None if seen is None else str(seen), "weights_digest": found.digest,
                "work_s": round(max(comm.allgather(time.perf_counter() - started)), 6)}
@@ -137,8 +138,7 @@ def _ranked(comm: Intracomm, found: RatingFactors, held: StoredRatings, rated: S
         if not counted:
             raise UserError(f"no user that {found.path} knows has anything relevant in {held.path}"
                             + ("" if relevant is None else f"; give a lower --relevant than {relevant:g}"))
-    return {"at": at, "relevant": relevant, "users_evaluated": counted,
-            **{name: total / counted for name, total in zip(MEASURES, sums, strict=True)}}
+    return {"users_evaluated": counted, **{name: total / counted for name, total in zip(MEASURES, sums, strict=True)}}
 
 
 def _tell(console: Console, result: dict[str, Any]) -> None:
@@ -147,7 +147,7 @@ def _tell(console: Console, result: dict[str, Any]) -> None:
     if result["unknown_users"] or result["unknown_items"]:
         console.say(f"         {result['unknown_users']:,} are of users and {result['unknown_items']:,} of items that "
                     "the factors do not know")
-    if "at" in result:
+    if result["at"] is not None:
         console.say(f"ranked   the best {result['at']:,} for {result['users_evaluated']:,} users: " + ", ".join(
             f"{name.upper() if len(name) < 5 else name} {result[name]:.4f}" for name in MEASURES))
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import io
+
 import numpy as np
 import pytest
 
+from dml_hpc.data.ratings.ids import Ids
 from dml_hpc.decomposition.mf import top
 from dml_hpc.decomposition.mf.ranking import hits_of, measured
 from dml_hpc.decomposition.mf.top import Best, Side, Top, one_length
+from dml_hpc.store.ranked_table import CsvTable
 
 pytestmark = pytest.mark.maths
 
@@ -91,6 +96,11 @@ def test_lines_of_a_table():
     best = Best(np.array([7, 3]), np.array([[5, 2], [4, -1]], np.int32), np.array([[9, 8], [1, -np.inf]], np.float32),
                 np.array([2, 1], np.int32))
     assert best.lines().tolist() == [(7, 5, 1, 9.0), (7, 2, 2, 8.0), (3, 4, 1, 1.0)]
+    names = np.array(["plain", 'a "quoted", one', " led", "two\nlines", "", "it's", "=1+1", "last"], object)
+    table = CsvTable(("user", "item", "rank", "score"), Ids(names), Ids(names[::-1].copy()))
+    text = table.rendered(best.lines()).tobytes().decode()
+    assert list(csv.reader(io.StringIO(text))) == [
+        ["last", " led", "1", "9"], ["last", "it's", "2", "8"], ["two\nlines", "two\nlines", "1", "1"]]
 
 
 def by_hand(items: list[int], relevant: set[int], n: int) -> list[float]:
