@@ -539,21 +539,125 @@ def svd_apply(comm: Any, console: Any, **arguments: Any) -> Any:
 def mf(comm: Any, console: Any, **arguments: Any) -> Any:
     """Factors of users and items whose products predict RATINGS: matrix factorisation.
 
-    RATINGS is a data set that `data import --user … --item … --rating …` has made. See also: mf evaluate.
+    RATINGS is a data set that `data import --user … --item … --rating …` has made. See also: mf evaluate, mf recommend,
+    mf similar, mf fold-in, mf export.
     """
     from dml_hpc.commands import mf
 
     return mf.run(comm, console, **arguments)
 
 
+factors_argument = click.argument("factors", type=PATH)
+top_threads = option("--threads", type=POSITIVE, default=None, metavar="N", help="Blocks that a rank works on at a "
+                     "time.  [default: OMP_NUM_THREADS, or the rank's share of the cores]")
+table = option("-o", "--output", type=PATH, default=None, metavar="FILE", help="Where the table goes, by its name as "
+               "CSV (.csv), Parquet (.parquet) or HDF5 (.h5).  [default: printed, for up to 20]")
+
+
 @root.command("mf evaluate", cls=RanksVerb)
-@click.argument("factors", type=PATH)
+@factors_argument
 @click.argument("ratings", type=PATH)
+@option("--at", type=click.IntRange(1, 10_000), default=None, metavar="N", help="Recommend N items to every user, and "
+        "tell precision, recall, NDCG and MAP: how many RATINGS know of, and how far up.")
+@option("--seen", type=PATH, default=None, metavar="RATINGS", help="With --at: recommend nothing that a user has rated "
+        "in RATINGS, mostly those that were learnt from.")
+@option("--relevant", type=Finite(), default=None, metavar="R", help="With --at: an item is relevant that got at least "
+        "R.  [default: that was rated]")
+@top_threads
 def mf_evaluate(comm: Any, console: Any, **arguments: Any) -> Any:
-    """How far the predictions of FACTORS, which mf wrote, are off for RATINGS."""
+    """How good FACTORS are, by RATINGS held out.
+
+    FACTORS are what mf wrote. How far their predictions are off; with --at, how good their recommendations are.
+    """
     from dml_hpc.commands import mf_evaluate
 
     return mf_evaluate.run(comm, console, **arguments)
+
+
+def _ids(name: str, variable: str, what: str) -> Any:
+    return option(name, type=Names(), multiple=True, metavar="ID,…", envvar=f"DML_HPC_RECOMMEND_{variable}",
+                  show_default=False, callback=lambda _, __, given: tuple(one for several in given for one in several),
+                  help=f"{what}: ids, or @FILE, one a line. May be repeated.")
+
+
+@root.command("mf recommend", cls=RanksVerb)
+@factors_argument
+@option("-n", "--n", "n", type=click.IntRange(1, 10_000), default=10, metavar="N", help="Items for each user.")
+@_ids("--users", "USERS", "To whom, all users if not given")
+@option("--users-of", type=PATH, default=None, metavar="RATINGS", help="To the users of this data set.")
+@option("--seen", type=PATH, default=None, metavar="RATINGS", help="Leave out what a user has rated in RATINGS, mostly "
+        "those that were learnt from.")
+@_ids("--items", "ITEMS", "What may be recommended, all items if not given")
+@_ids("--exclude", "EXCLUDE", "What may not be recommended")
+@table
+@top_threads
+@overwrite
+def mf_recommend(comm: Any, console: Any, **arguments: Any) -> Any:
+    """The best N items for users.
+
+    Those that FACTORS, which mf wrote, predict a user to rate highest; all items are compared.
+
+    mpirun -n 4 dml-hpc mf recommend factors.h5 --seen ratings/train -o recommended.csv
+    """
+    from dml_hpc.commands import mf_recommend
+
+    return mf_recommend.run(comm, console, **arguments)
+
+
+@root.command("mf similar", cls=RanksVerb)
+@factors_argument
+@click.argument("ids", nargs=-1, metavar="[ID|@FILE]...")
+@option("-n", "--n", "n", type=click.IntRange(1, 10_000), default=10, metavar="N", help="Neighbours of each.")
+@option("--users", is_flag=True, envvar="DML_HPC_SIMILAR_USERS", help="The ids are of users, and so are the "
+        "neighbours.")
+@option("--all", "everything", is_flag=True, envvar="DML_HPC_SIMILAR_ALL", help="The neighbours of all.")
+@table
+@top_threads
+@overwrite
+def mf_similar(comm: Any, console: Any, **arguments: Any) -> Any:
+    """The N items most like some, or users.
+
+    Those of which the factors, in FACTORS, have the largest cosine with those of each ID.
+
+    mpirun -n 4 dml-hpc mf similar factors.h5 --all -o neighbours.parquet
+    """
+    from dml_hpc.commands import mf_similar
+
+    return mf_similar.run(comm, console, **arguments)
+
+
+@root.command("mf fold-in", cls=RanksVerb)
+@factors_argument
+@click.argument("ratings", type=PATH)
+@output
+@option("--items", is_flag=True, envvar="DML_HPC_FOLD_IN_ITEMS", help="Solve for items that are new, not for users.")
+@option("--update", is_flag=True, help="Solve anew for those that are known and have ratings here, too; from these "
+        "ratings alone.")
+@option("--threads", type=POSITIVE, default=None, metavar="N", help="Rows that a rank solves for at a time.  [default: "
+        "OMP_NUM_THREADS, or the rank's share of the cores]")
+@overwrite
+def mf_fold_in(comm: Any, console: Any, **arguments: Any) -> Any:
+    """Factors of users who came later.
+
+    Writes FACTORS, and with them those of the users that only RATINGS know, found from their ratings of known items.
+    Nothing is learnt anew: each user is one least-squares problem, with the penalty that FACTORS were learnt with.
+    """
+    from dml_hpc.commands import mf_fold_in
+
+    return mf_fold_in.run(comm, console, **arguments)
+
+
+@root.command("mf export", cls=Verb)
+@factors_argument
+@output
+@option("--format", "form", type=click.Choice(["npy", "parquet"]), default="npy", envvar="DML_HPC_EXPORT_FORMAT",
+        help="npy: an array a file, and the ids; parquet: a table of users and one of items.")
+@overwrite
+def mf_export(console: Any, **arguments: Any) -> Any:
+    """FACTORS as files for other programs."""
+    from dml_hpc.commands import mf_export
+
+    return mf_export.run(console, **arguments)
 
 
 @root.command(cls=Verb, context_settings={"ignore_unknown_options": True})

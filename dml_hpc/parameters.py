@@ -138,6 +138,9 @@ class Finite(click.FloatRange):
             self.fail(f"{value!r} is not a finite number", param, ctx)
         return number
 
+    def _describe_range(self) -> str:  # for --help, where click would say "x<=None"
+        return "" if self.min is None and self.max is None else super()._describe_range()
+
 
 class BatchSize(click.ParamType):
     """A number of rows, or ``full`` for the whole data set."""

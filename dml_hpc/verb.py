@@ -52,6 +52,8 @@ def _load_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
             parameter = by_name[name]
             if not fits(parameter, value):
                 raise UserError(f"{path}: {name} = {value!r} is no value for '--{name}' ({wanted(parameter)})")
+            if parameter.multiple and isinstance(value, str):
+                value = [value]
             negated = f"--{name}" in parameter.secondary_opts  # no-scale = true means scale = false
             defaults[str(parameter.name)] = not value if negated else value
         ctx.default_map = defaults

@@ -154,3 +154,17 @@ def summed(typing_context, lanes):
         return builder.extract_element(value, _WORD(0))
 
     return lanes.kind(lanes), emit
+
+
+@intrinsic
+def mask_above(typing_context, lanes, value):
+    """Return a bit for each lane, the lowest for the first: whether it is greater than ``value``; NaN never is."""
+
+    def emit(context, builder, signature, arguments):
+        none = ir.Constant(ir.VectorType(arguments[1].type, lanes.count), ir.Undefined)
+        first = builder.insert_element(none, arguments[1], _WORD(0))
+        everywhere = builder.shuffle_vector(first, none, _constant([0] * lanes.count))
+        bits = builder.bitcast(builder.fcmp_ordered(">", arguments[0], everywhere), ir.IntType(lanes.count))
+        return builder.zext(bits, ir.IntType(64))
+
+    return types.int64(lanes, lanes.kind), emit

@@ -87,10 +87,10 @@ def wanted(given: dict[str, Any], time_budget: float | None, reproducible: bool,
                "factors": given["factors"] or "float32"}
     l2 = L2["implicit" if implicit else algorithm] if given["l2"] is None else given["l2"]
     return Wanted(algorithm, given["k"], l2, not implicit and given["biases"] is not False, epochs, given["seed"],
-                  given["threads"] or _threads(), **own)
+                  given["threads"] or rank_threads(), **own)
 
 
-def _threads() -> int:
+def rank_threads() -> int:
     """Return how many threads a rank may start: what was said of it, or was divided among the node's ranks."""
     said = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     return int(said) if said.isdigit() and int(said) else len(os.sched_getaffinity(0))

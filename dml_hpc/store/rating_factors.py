@@ -147,6 +147,7 @@ def _skeleton(partial: Path, path: Path, shapes: dict[str, tuple[tuple[int, ...]
             how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
             how.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            how.set_obj_track_times(False)  # the same file each time
             space = h5py.h5s.create_simple(shape)
             made = h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype), space, how)
             offsets[name] = made.get_offset() or 0
