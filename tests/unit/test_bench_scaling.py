@@ -165,6 +165,7 @@ REFUSED = [
     (["--ranks", "1", "--record", "nowhere/r.jsonl", "--", "train", "d"], "mkdir -p"),
     (["--ranks", "1", "--record", "d/manifest.json", "--", "train", "d"], "something else than run records"),
     (["--ranks", "1", "--weak", "--", "allreduce"], "--weak"),
+    (["--ranks", "1", "--weak", "--", "mf", "d"], "of its own for each number of ranks"),
     (["--ranks", "1", "--weak", "--", "train", "d", "--steps", "5"], "--epochs"),
     (["--ranks", "1", "--weak", "--", "train", "nowhere"], "nowhere does not exist"),
     (["--ranks", "1,9", "--weak", "--", "train", "d"], "dml-hpc data merge d -o NEW --shards 9"),
