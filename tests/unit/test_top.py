@@ -202,6 +202,7 @@ def test_a_run_that_dies_is_told_of(tmp_path):
     assert "rank 0 is gone" in screen.seen.rpartition("\x1b[?1049l")[2]
 
 
+@pytest.mark.maths
 @pytest.mark.job
 def test_a_job_is_watched_from_its_record_to_its_end(start_mpirun, two_classes, tmp_path):
     record = tmp_path / "runs.jsonl"
