@@ -725,12 +725,20 @@ def slurm_svd(console: Any, **arguments: Any) -> Any:
     return _slurm(console, "svd", arguments)
 
 
+@slurm.command("mf", cls=Verb, context_settings=SLURM_SETTINGS)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, required=True, callback=arguments_of("mf"))
+@options(SLURM_OPTIONS)
+def slurm_mf(console: Any, **arguments: Any) -> Any:
+    """A batch script that factorises ratings: after -- come the ARGUMENTS of dml-hpc mf."""
+    return _slurm(console, "mf", arguments)
+
+
 @slurm.command("scaling", cls=Verb, context_settings=SLURM_SETTINGS)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, required=True,
-                callback=arguments_of("train", "svd", "allreduce", needs_output=False))
+                callback=arguments_of("train", "svd", "mf", "allreduce", needs_output=False))
 @options(SLURM_OPTIONS)
 def slurm_scaling(console: Any, **arguments: Any) -> Any:
-    """A batch script that measures 1, 2, 4 … N nodes: after -- come train, svd or allreduce and its ARGUMENTS."""
+    """A batch script that measures 1, 2, 4 … N nodes: after -- come train, svd, mf or allreduce, and ARGUMENTS."""
     return _slurm(console, "scaling", arguments)
 
 

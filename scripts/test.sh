@@ -31,11 +31,13 @@ case $mpi in mpich | openmpi) ;; *) usage 2 >&2 ;; esac
 limit_s=${DML_HPC_TEST_LIMIT_S:-900}
 
 # In the background and waited for, so that an interrupt reaches us at once and we can end the whole run.
-child=
-end_child() {
-    [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || true
+child='' other='' other_line='' other_log=''
+end_children() {
+    local each
+    for each in $child $other; do kill -TERM "$each" 2>/dev/null || true; done
+    [ -z "$other_log" ] || rm -f "$other_log"
 }
-trap end_child EXIT
+trap end_children EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
@@ -49,6 +51,34 @@ bounded() {
     set +m
     wait "$child" || status=$?
     child=
+    judge "$status" "$@"
+}
+
+# beside COMMAND...: start a command whose turn comes while another runs; `together` waits for it, shows what it said
+# and judges it as `bounded` does.
+beside() {
+    other_log=$(mktemp) other_line=$(printf '%q ' "$@")
+    set -m
+    timeout -k 10 "$limit_s" "$@" </dev/null >"$other_log" 2>&1 &
+    other=$!
+    set +m
+}
+
+together() {
+    local status=0
+    wait "$other" || status=$?
+    other=
+    printf '\n== meanwhile: %s\n' "$other_line"
+    cat "$other_log"
+    rm -f "$other_log"
+    other_log=
+    eval "judge $status $other_line"
+}
+
+# judge STATUS COMMAND...: end with the status a command has ended with, unless all is well.
+judge() {
+    local status=$1
+    shift
     case $status in
         0) return ;;
         5) [ -z "$selected" ] || return 0 ;; # pytest: your arguments select nothing here
@@ -70,19 +100,28 @@ pytest=(python -m pytest -q --color=$color)
 
 # The tests marked `job` start ranks of their own, so what they show depends on the MPI library too.
 # Some of the tests wait, for deadlines and for jobs: three keep two cores busy.
-bounded "${pytest[@]}" -n 3 tests/unit ${only_mpi:+-m job} "$@"
-[ -n "$only_mpi" ] || bounded tests/gpu/run.sh "${pytest[@]}" "$@"
-# Of another library, one rank and an odd number show nothing new; nor do four of the arithmetic, after three.
-for n in ${only_mpi:+2 4} ${only_mpi:-1 2 3 4}; do
+not_maths=(-m "not maths")
+if [ -n "$only_mpi" ]; then
+    bounded "${pytest[@]}" -n 3 tests/unit -m "job and not maths" "$@"
+else
+    bounded "${pytest[@]}" -n 3 tests/unit "$@"
+    # One rank waits for nobody, and takes what the other tests leave of two cores.
+    OMP_NUM_THREADS=1 beside mpirun -n 1 "${pytest[@]}" tests/mpi --with-mpi "$@"
+    bounded tests/gpu/run.sh "${pytest[@]}" "$@"
+    together
+fi
+# Arithmetic shows what it does on one rank and on three, of which one library is as good as another; and of another
+# library than the first, what two ranks and three do is what four do.
+for n in 2 3 ${only_mpi:-4}; do
     [ "$n" != yes ] || continue
-    mine=()
-    [ -z "$only_mpi" ] && [ "$n" != 4 ] || mine=(-m "not maths")
+    mine=("${not_maths[@]}")
+    [ -n "$only_mpi" ] || [ "$n" != 3 ] || mine=()
     # A rank is a core, as it is under the command.
     OMP_NUM_THREADS=1 bounded mpirun -n "$n" "${pytest[@]}" tests/mpi --with-mpi "${mine[@]}" "$@"
 done
 # Batch scripts, where a Slurm of several nodes can be had on this machine.
 if why=$(scripts/local_slurm.sh 1 -- true 2>&1); then
-    bounded scripts/local_slurm.sh 6 --gpus 2 -- "${pytest[@]}" -n 3 tests/slurm ${only_mpi:+-m "not maths"} "$@"
+    bounded scripts/local_slurm.sh 6 --gpus 2 -- "${pytest[@]}" -n 3 tests/slurm ${only_mpi:+"${not_maths[@]}"} "$@"
 else
     printf '\n== tests/slurm are skipped: %s\n' "${why##*$'\n'}"
 fi

@@ -100,9 +100,10 @@ keep_staged() {
     trap 'exit 0' USR2 TERM INT HUP
     # A start of this job that lost its node could not tidy up.
     [ "${SLURM_RESTART_COUNT:-0}" = 0 ] || rm -rf -- "$scratch"
+    trap 'echo ended' EXIT # which ends the others
     mkdir -m 700 -- "$scratch" ||
         die "staging: $(uname -n) cannot make $scratch; scratch is to be a folder of each node's own (SLURM_TMPDIR)"
-    trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf -- "$scratch" || rm -rf -- "$scratch"' EXIT
+    trap 'echo ended; kill $(jobs -p) 2>/dev/null || true; rm -rf -- "$scratch" || rm -rf -- "$scratch"' EXIT
     need=$(du -scL --apparent-size --block-size=1 -- "$@" | tail -n 1 | cut -f 1)
     room=$(df --block-size=1 --output=avail -- "$scratch" | tail -n 1)
     [ "$need" -lt "$room" ] ||
@@ -125,7 +126,7 @@ stage() {
     scratch=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/dml-hpc-$SLURM_JOB_ID
     for place in "${!arguments[@]}"; do
         value=${arguments[place]} option=
-        [[ $value != --validation=* ]] || option=--validation= value=${value#*=}
+        case $value in --validation=* | --test=*) option=${value%%=*}= value=${value#*=} ;; esac
         case $before in
             # What is written, and what a folder of checkpoints is, are no data.
             -o | --output | --left | --checkpoint | --record | --trace | --tuning | --plot | --config) ;;
@@ -144,7 +145,7 @@ stage() {
         --ntasks-per-node=1 bash "$slurm/job.sh" --keep-staged "$scratch" "${sources[@]}")
     keeper=$! staging=yes
     [ -z "$told" ] || kill -USR2 "$keeper" 2>/dev/null || true # it came while that was started
-    while [ "$count" -lt "$SLURM_JOB_NUM_NODES" ] && read -r value <&"$words"; do
+    while [ "$count" -lt "$SLURM_JOB_NUM_NODES" ] && read -r value <&"$words" && [ "$value" != ended ]; do
         [ "$value" != staged ] || count=$((count + 1))
     done
     staging=

@@ -104,6 +104,9 @@ def _check(parsed: Mapping[str, Any], weak: bool) -> None:
             check_output(parsed[name], parsed["overwrite"], folder=name == "left", option=option,
                          inputs=parsed.get("data") or ())
     if weak:
+        if "ratings" in parsed:
+            raise UserError("--weak: ratings are no rows of which each rank could have as many: leave out --weak, or "
+                            "run mf with --record on ratings of its own for each number of ranks")
         if not parsed.get("data"):
             raise UserError(f"--weak: the work of {parsed['verb']} is no data, which could grow with the ranks")
         for name in ("steps", "time_budget"):

@@ -127,6 +127,7 @@ def run(comm: Intracomm, console: Console, ratings: Path, output: Path, k: int =
         "users": learnt.grid.users, "items": learnt.grid.items, "ratings": learnt.grid.ratings,
         "rows": learnt.grid.ratings, "grid": list(learnt.grid.shape), "ranks_at_work": at_work, "data": str(ratings),
         "test": None if test is None else str(test), "output": str(output),
+        "examples": learnt.grid.ratings * done,
         "work_s": max(one["work_s"] for one in per_rank), "per_rank": per_rank,
         "time_split": {name: max(one[name] for one in per_rank) for name in PHASES},
         "bytes_sent": sum(one["bytes_sent"] for one in per_rank), "trace": comm.allgather(outcome.points),

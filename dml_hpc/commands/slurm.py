@@ -47,7 +47,7 @@ class Wanted:
 
 def run(console: Console, job: str, arguments: Sequence[str], parsed: Mapping[str, Any], output: Path | None = None,
         overwrite: bool = False, submit: bool = False, watch: bool = False, **options: Any) -> dict[str, Any]:
-    """Write the batch script of ``job`` ("train", "svd", "scaling") to ``output``, submit and follow it as asked.
+    """Write the batch script of ``job`` ("train", "svd", "mf", "scaling") to ``output``, submit and follow it as asked.
 
     ``arguments`` are those of the verb that ranks run, ``parsed`` what that verb makes of them, with its name as
     ``verb``; ``options`` are those of `Wanted`. Returns the ``--json`` keys; the exit code is the job's own where it
@@ -89,7 +89,7 @@ def watch(console: Console, job_id: int) -> dict[str, Any]:
     return _followed(console, str(job_id))
 
 
-TEMPLATES = {"train": "train_cpu.sbatch", "svd": "svd.sbatch", "scaling": "scaling.sbatch"}
+TEMPLATES = {"train": "train_cpu.sbatch", "svd": "svd.sbatch", "mf": "mf.sbatch", "scaling": "scaling.sbatch"}
 
 
 def _template(job: str, arguments: Sequence[str], parsed: Mapping[str, Any],
@@ -116,8 +116,6 @@ def _on_gpus(job: str, arguments: Sequence[str]) -> list[str]:
 
 def _check_arguments(job: str, parsed: Mapping[str, Any], wanted: Wanted) -> None:
     """Raise `UserError` for what the verb would refuse to do, its data or outputs, long after it was submitted."""
-    from dml_hpc.data.dataset import open_dataset
-    from dml_hpc.data.shard import keys_of
     from dml_hpc.store import checkpoint
 
     if job == "scaling" and (wanted.stage or parsed.get("checkpoint") is not None):
@@ -128,11 +126,37 @@ def _check_arguments(job: str, parsed: Mapping[str, Any], wanted: Wanted) -> Non
     if parsed["elastic"] or parsed["min_ranks"] is not None:
         raise UserError("--elastic goes with mpirun --with-ft ulfm, and batch scripts start ranks without: leave it "
                         "out; a job that loses a node starts again from its checkpoint")
+    folder, resume = parsed["checkpoint"], parsed["resume"]
+    inputs = _checked_ratings(parsed) if parsed["verb"] == "mf" else _checked_rows(parsed, wanted)
+    if parsed["output"] is not None:
+        check_output(parsed["output"], parsed["overwrite"] or job == "scaling", inputs=inputs)
+    if folder is None and resume:
+        raise UserError("--resume goes on from a checkpoint: say where they are with --checkpoint DIR")
+    if folder is not None and not resume and checkpoint.found(folder):
+        raise UserError(f"{folder} holds checkpoints of a run; give --resume to go on from there, or another folder")
+
+
+def _checked_ratings(parsed: Mapping[str, Any]) -> list[Path]:
+    """Return the data sets that mf reads. Raises `UserError` for one that it would refuse."""
+    from dml_hpc.data.ratings.opened import open_ratings
+    from dml_hpc.mpi import Alone
+
+    inputs = [path for path in (parsed["ratings"], parsed["test"]) if path is not None]
+    for path in inputs:
+        if not open_ratings(Alone(), path).grid.ratings:
+            raise UserError(f"{path} holds no ratings")
+    return inputs
+
+
+def _checked_rows(parsed: Mapping[str, Any], wanted: Wanted) -> list[Path]:
+    """Return the data sets that train or svd reads. Raises `UserError` for one that it would refuse, or an option."""
+    from dml_hpc.data.dataset import open_dataset
+    from dml_hpc.data.shard import keys_of
+
     data = parsed["data"]
     keys = keys_of(parsed["x_key"], parsed.get("y_key"), parsed.get("weight_key"))
     dataset = open_dataset(data, keys, labels=parsed["verb"] == "train",
                            skip_bad_shards=parsed["skip_bad_shards"])
-    folder, resume = parsed["checkpoint"], parsed["resume"]
     inputs = list(data)
     if parsed["verb"] == "train":
         from dml_hpc.commands.train_options import Options, settled
@@ -149,12 +173,7 @@ def _check_arguments(job: str, parsed: Mapping[str, Any], wanted: Wanted) -> Non
             inputs.append(given.validation)
     elif parsed["k"] is None and parsed["tolerance"] is None:
         raise UserError("how many triplets? give -k N, or --tolerance energy=0.95, or both")
-    if parsed["output"] is not None:
-        check_output(parsed["output"], parsed["overwrite"] or job == "scaling", inputs=inputs)
-    if folder is None and resume:
-        raise UserError("--resume goes on from a checkpoint: say where they are with --checkpoint DIR")
-    if folder is not None and not resume and checkpoint.found(folder):
-        raise UserError(f"{folder} holds checkpoints of a run; give --resume to go on from there, or another folder")
+    return inputs
 
 
 def _at_site(wanted: Wanted) -> Wanted:

@@ -143,7 +143,10 @@ def _uneven_suspect(scene: Scene, kind: str, lost_s: float, slow: list[int], own
                        "see what else runs there, and give the rank a core to itself (mpirun --bind-to core)")
     if kind == "imbalance":
         times = median(one.rows or 0 for one in own) / median_low([one.rows or 0 for one in others])
-        return Suspect(kind, lost_s, f"{who} had {times:.2g} times as many rows as the median rank, and {waits}",
+        return Suspect(kind, lost_s, f"{who} had {times:.2g} times as many {'ratings' if scene.rates else 'rows'} as "
+                       f"the median rank, and {waits}",
+                       "import the ratings with more stripes of users (--grid), so that they can be divided evenly"
+                       if scene.rates else
                        "use more shards than ranks or more rows, so that they can be divided evenly")
     by_row = all(one.rows for one in (*own, *others))
     pace = [median(one.busy / (one.rows or 1) if by_row else one.busy for one in group) for group in (own, others)]
@@ -203,10 +206,14 @@ def _rest(scene: Scene, busy_s: float, wait_s: float, other_s: float) -> list[Su
                              "fewer ranks"))
         busy_s = wait_s = 0.0
     if wait_s > 0:
+        change = "see that nothing else runs on the nodes"
+        if scene.trains:
+            change += "; meet less often (a larger --batch-size, --algorithm local)"
+        if scene.rates:
+            change += "; import the ratings with other stripes (--grid), whose blocks differ less"
         found.append(Suspect("imbalance", wait_s, f"ranks waited {duration(wait_s)} for one another though each was "
-                             "busy as long as the others in all: which one is late changes from step to step",
-                             "see that nothing else runs on the nodes; meet less often (a larger --batch-size, "
-                             "--algorithm local)" if scene.trains else "see that nothing else runs on the nodes"))
+                             "busy as long as the others in all: which one is late changes from "
+                             f"{'block to block' if scene.rates else 'step to step'}", change))
     if busy_s + other_s > 0:
         laws = scene.laws
         part = "" if laws is None or laws.amdahl_serial is None else (

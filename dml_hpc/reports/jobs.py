@@ -10,12 +10,12 @@ from dml_hpc.reports.quantities import Record
 
 JOB_KEYS = ("command", "objective", "hidden", "algorithm", "tau", "allreduce", "compression", "compression_ratio",
             "compression_rank", "overlap", "exchange", "reproducible", "device", "rows_as", "data", "rows", "features",
-            "k", "method", "batch_size", "epochs", "repeats", "optimizer", "schedule", "momentum", "dtype", "fan_in",
-            "factors_dtype", "threads", "scale", "intercept", "shuffle", "rebalance", "memory_limit", "emulated",
-            "rate", "delay", "ranks_per_host", "scaling")
+            "k", "method", "implicit", "solver", "biases", "test", "batch_size", "epochs", "repeats", "optimizer",
+            "schedule", "momentum", "dtype", "fan_in", "factors_dtype", "threads", "scale", "intercept", "shuffle",
+            "rebalance", "memory_limit", "emulated", "rate", "delay", "ranks_per_host", "scaling")
 """Runs that agree in all of these did the same work and may be compared at different numbers of ranks."""
 TITLE_KEYS = ("command", "objective", "algorithm", "allreduce", "compression", "reproducible", "device", "data", "k",
-              "method", "batch_size", "epochs", "dtype", "emulated", "rate", "scaling")
+              "method", "implicit", "solver", "batch_size", "epochs", "dtype", "emulated", "rate", "scaling")
 """What names a job; of the others only those in which it differs from its peers."""
 GROWING = ("data", "rows")
 """What differs between the runs of one job when the work grows with the ranks."""
@@ -41,6 +41,11 @@ def settings(record: Record) -> Record:
     if found.get("allreduce") == "auto":
         found.pop("fan_in", None)  # of the reducer that it took, which may be another one in each run
     return found
+
+
+def counted(record: Record) -> str:
+    """Return what a run's rows or examples are called."""
+    return "ratings" if record.get("command") == "mf" else "examples"
 
 
 def job(record: Record) -> tuple[str, ...]:
@@ -73,4 +78,6 @@ def _setting(key: str, value: Any) -> str:
         value = " ".join(map(str, value))
     if key == "scaling":
         return f"{value} scaling"
+    if key == "test":
+        return f"tested on {value}"
     return value if isinstance(value, str) and key != "batch_size" else f"{name} {value}"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from dml_hpc.reports.jobs import counted
 from dml_hpc.reports.quantities import Record, count, duration, number, whole
 from dml_hpc.reports.runs import PHASES
 
@@ -46,12 +47,14 @@ def ended(record: Record) -> str:
     if (steps := whole(record.get("steps") or record.get("passes_over_data"))) is not None:
         parts.append(count(steps, "step" if "steps" in record else "pass") if steps == 1 else
                      f"{steps:,} {'steps' if 'steps' in record else 'passes'}")
+    elif (epochs := whole(record.get("epochs"))) is not None:
+        parts.append(count(epochs, "epoch"))
     if (seconds := number(record.get("work_s") or record.get("seconds"))) is not None:
         parts.append(duration(seconds) if seconds < 60 else _clock(seconds))
     if (loss := number(record.get("loss"))) is not None:
         parts.append(f"loss {loss:.5g}")
-    if (rate := number(record.get("examples_per_s"))) is not None:
-        parts.append(f"{rate:,.0f} examples/s")
+    if (rate := number(record.get("examples_per_s") or record.get("updates_per_s"))) is not None:
+        parts.append(f"{rate:,.0f} {counted(record)}/s")
     return f"finished {_clean(record.get('command'))}: {', '.join(parts)}"
 
 
@@ -88,7 +91,7 @@ def _figures(live: Record) -> str:
         curve = [value for one in (told if isinstance(told, list) else []) if (value := number(one)) is not None]
         parts.append(f"loss {loss:.5g}  {sparkline(curve)}".rstrip())
     if (rate := number(live.get("examples_per_s"))) is not None:
-        parts.append(f"{rate:,.0f} examples/s")
+        parts.append(f"{rate:,.0f} {counted(live)}/s")
     return "   ".join(parts)
 
 

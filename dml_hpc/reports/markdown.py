@@ -19,7 +19,7 @@ def markdown(report: Document) -> str:
         lines += [line for text in (section.lead,) if text for line in (_text(text), "")]
         lines += [f"- {_text(line)}" for line in section.lines] + [""] * bool(section.lines)
         for exhibit in section.exhibits:
-            lines += [f"### {_text(exhibit.title)}", ""]
+            lines += [f"### {_text(exhibit.title)}", ""] if exhibit.title else []
             lines += [line for text in (exhibit.caption,) if text for line in (_text(text), "")]
             for table in exhibit.tables:
                 lines += [*_table(table), ""]

@@ -50,6 +50,11 @@ class Scene:
         """Say whether the options of ``train`` apply."""
         return self.runs[0].record.get("command") == "train"
 
+    @property
+    def rates(self) -> bool:
+        """Say whether it is about ratings, in blocks of users and items."""
+        return self.runs[0].record.get("command") == "mf"
+
     def where(self, ranks: Sequence[int]) -> str:
         """Return "rank 3 on node17", "ranks 4, 5 and 6 on node2"."""
         names = listed([str(rank) for rank in ranks[:6]] + ([f"{len(ranks) - 6} more"] if len(ranks) > 6 else []))

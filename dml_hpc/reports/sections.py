@@ -143,8 +143,8 @@ def losses(groups: Sequence[Group]) -> list[Section]:
     if not curves:
         return []
     parts = [curves[i:i + AT_ONCE] for i in range(0, len(curves), AT_ONCE)]
-    caption = ("Each way to train at the most ranks it was measured at; the mean over ranks of the loss as it was met. "
-               "Compare only curves of the same objective and data.")
+    caption = ("Each job at the most ranks it was measured at; the mean over ranks of the loss as it was met, of "
+               "mf the root of the mean squared error. Compare only curves of the same objective and data.")
     return [Section("Loss against time", "", exhibits=tuple(
         Exhibit(f"Part {i}" if len(parts) > 1 else "", caption, (_losses(part),),
                 (_losses_table(part),)) for i, part in enumerate(parts, 1)))]
@@ -254,7 +254,7 @@ def _losses(curves: Sequence[Curve]) -> Drawing:
 
 
 def _losses_table(curves: Sequence[Curve]) -> Table:
-    columns = (Column("way to train", "name"), Column("ranks", "ranks"), Column("time", "seconds", duration),
+    columns = (Column("job", "name"), Column("ranks", "ranks"), Column("time", "seconds", duration),
                Column("first loss", "", "{:.5g}".format), Column("least loss", "", "{:.5g}".format),
                Column("last loss", "loss", "{:.5g}".format))
     shown = table("losses", columns, [

@@ -72,7 +72,6 @@ class RaceHunter(_Few):
         super().__init__(threads=False)
         self._slow = _Few(threads=True, sanitizer="thread")
         self._slow.launched = self.launched
-        self._slow._flags.append("-O1")  # it compiles sooner
 
     def launch(self, file: str, kernel: str, grid: Any, block: Any, *arguments: Any, shared_bytes: int = 0) -> None:
         if kernel not in watched(file):

@@ -225,6 +225,7 @@ def test_nonsense_is_refused_by_all_ranks(comm, wrong, message):
     assert refusal.value.exit_code == 2
 
 
+@pytest.mark.maths
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_a_figure(comm, shared_path, ending):
     plot = shared_path / f"figure.{ending}"

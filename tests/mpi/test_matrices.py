@@ -15,7 +15,7 @@ from dml_hpc.data.sources.matrices import open_matrix
 from dml_hpc.errors import AgreedError
 from dml_hpc.mpi import Alone
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.maths]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from dml_hpc.errors import AgreedError
 from dml_hpc.mpi import Alone
 
 pytest.importorskip("pyarrow")
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.maths]
 ROLES = Roles("who", "what", "stars", None, "at")
 
 

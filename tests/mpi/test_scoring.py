@@ -18,7 +18,7 @@ from dml_hpc.mpi import on_root
 from dml_hpc.objectives import open_objective
 from dml_hpc.store.model import Model, write_model
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.maths]
 
 FEATURES = 6
 

@@ -15,7 +15,7 @@ from dml_hpc.data.sources.source import About
 from dml_hpc.errors import AgreedError, UserError
 from dml_hpc.mpi import Alone
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.maths]
 
 
 class Rows:

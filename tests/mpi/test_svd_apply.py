@@ -23,7 +23,7 @@ from dml_hpc.errors import AgreedError
 from dml_hpc.mpi import on_root
 from dml_hpc.store.factors import Factors, write_factors
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.maths]
 
 FEATURES, K = 12, 4
 

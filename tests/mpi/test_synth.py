@@ -12,7 +12,7 @@ from dml_hpc.data.synthetic.synthesis import synthesise
 from dml_hpc.errors import AgreedError
 from dml_hpc.mpi import Alone
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.maths]
 
 CASES = [
     ("regression", "float32", 0.0, {"features": 5}),

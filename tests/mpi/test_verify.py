@@ -24,7 +24,7 @@ from dml_hpc.mpi import Alone
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.maths]
 
 RNG = np.random.default_rng(2)
 X = RNG.standard_normal((90, 5)) * (RNG.random((90, 5)) < 0.5)

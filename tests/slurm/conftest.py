@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from slurm_support import BESIDE, JOB_SETTINGS, LONG, TEMPLATES, Job
+from slurm_support import BESIDE, FACTORISED, JOB_SETTINGS, LONG, TEMPLATES, Job
 
 
 def _answers() -> bool:
@@ -64,6 +64,29 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The digest of the weights that one process, which nobody disturbs, ends with under `LONG`."""
     return _made_once(tmp_path_factory, "undisturbed", lambda path: path.write_text(json.loads(_dml_hpc(
         "train", data, "-o", path.with_suffix(".h5"), *LONG, "--json"))["weights_digest"])).read_text()
+
+
+@pytest.fixture(scope="session")
+def ratings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200,000 ratings of 3,000 users and 1,000 items."""
+    return _made_once(tmp_path_factory, "ratings", lambda path: _dml_hpc(
+        "data", "synth", "ratings", "-o", path, "--rows", 200_000, "--users", 3000, "--items", 1000, "--shards", 4))
+
+
+@pytest.fixture(scope="session")
+def factorised(ratings: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digest of the factors that one process, which nobody disturbs, ends with under `FACTORISED`."""
+    return _made_once(tmp_path_factory, "factorised", lambda path: path.write_text(json.loads(_dml_hpc(
+        "mf", ratings, "-o", path.with_suffix(".h5"), *FACTORISED, "--json"))["weights_digest"])).read_text()
+
+
+@pytest.fixture
+def scratch() -> tuple[str, Path]:
+    """Where nodes keep what is theirs alone: the folder's name there, and where nodes' folders are seen from here."""
+    own = Path(os.environ.get("SLURM_CONF", "/nowhere")).parent
+    if not (own / "scratch").exists():
+        pytest.skip("what is on nodes' own disks can be seen with local_slurm.sh only")
+    return str(own / "scratch"), own
 
 
 def _made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:

@@ -35,6 +35,8 @@ RESTART_S = 2
 FULL = ("--algorithm", "sync", "--batch-size", "full", "--allreduce", "ring")
 LONG = (*FULL, "--reproducible", "--epochs", "300")
 """Some seconds of training that ends in the same bits on any number of ranks, however often it is interrupted."""
+FACTORISED = ("-k", "32", "--epochs", "400")
+"""The same of ratings."""
 ENDLESS = (*FULL, "--epochs", str(10**7))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from slurm_support import ENDLESS, LONG, Job
+from slurm_support import ENDLESS, FACTORISED, LONG, Job
 
 TWO_NODES, ALONE = ("--nodes=2", "--ntasks-per-node=1"), ("--nodes=1", "--ntasks-per-node=1")
 SHELL, STEPS = ("--batch", "--signal=USR1"), ("--signal=USR1",)
@@ -33,6 +33,23 @@ def test_preempted(submit, data, undisturbed, launcher, nodes, how):
     assert about["Restarts"] == "1"
     assert "requeued" in job.log and "resumed  from" in job.log
     assert job.record()["weights_digest"] == undisturbed
+    assert job.left_behind() == []
+
+
+@pytest.mark.maths
+def test_factors_of_ratings_go_on_from_copies_on_the_nodes(submit, ratings, factorised, scratch):
+    """Started again, the job has copied the ratings anew, and goes on from its checkpoint."""
+    job = submit("mf.sbatch", ratings, "-o", "factors.h5", *FACTORISED, f"--test={ratings}", options=TWO_NODES,
+                 STAGE="yes", SLURM_TMPDIR=scratch[0])
+    job.wait_until(job.is_under_way, "an epoch")
+
+    tell(job, *SHELL)
+    job.release()
+    about = job.wait_for_state("COMPLETED")
+
+    assert about["Restarts"] == "1"
+    assert job.log.count("staged   2 data set(s)") == 2 and "resumed  from" in job.log
+    assert job.record()["weights_digest"] == factorised
     assert job.left_behind() == []
 
 

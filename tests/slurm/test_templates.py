@@ -118,15 +118,6 @@ def _processes_of_rank(job: Job, rank: int) -> list[int]:
     return found
 
 
-@pytest.fixture
-def scratch() -> tuple[str, Path]:
-    """Where nodes keep what is theirs alone: the folder's name there, and where nodes' folders are seen from here."""
-    own = Path(os.environ.get("SLURM_CONF", "/nowhere")).parent
-    if not (own / "scratch").exists():
-        pytest.skip("what is on nodes' own disks can be seen with local_slurm.sh only")
-    return str(own / "scratch"), own
-
-
 def _staged(own: Path, job: Job) -> list[str]:
     return sorted(path.parent.name for path in own.glob(f"n*-tmp/dml-hpc-{job.number}"))
 
@@ -158,6 +149,15 @@ def test_staged_shards_of_a_job_that_is_cancelled(submit, data, scratch):
     job.wait_for_state("CANCELLED")
     wait_until(lambda: not _staged(own, job), "that the copies are gone")
     assert job.about()["Restarts"] == "0"
+
+
+@pytest.mark.maths
+def test_scratch_that_nodes_share(submit, data):
+    """The node that finds the other's copies says so, and the job ends at once."""
+    job = submit("train_cpu.sbatch", data, "-o", "model.h5", *ENDLESS, options=TWO_NODES, STAGE="yes")
+
+    assert job.wait_for_state("FAILED")["ExitCode"] == "2:0"
+    assert "scratch is to be a folder of each node's own" in job.log
 
 
 @pytest.mark.maths

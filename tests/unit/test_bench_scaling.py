@@ -165,6 +165,7 @@ REFUSED = [
     (["--ranks", "1", "--record", "nowhere/r.jsonl", "--", "train", "d"], "mkdir -p"),
     (["--ranks", "1", "--record", "d/manifest.json", "--", "train", "d"], "something else than run records"),
     (["--ranks", "1", "--weak", "--", "allreduce"], "--weak"),
+    (["--ranks", "1", "--weak", "--", "mf", "d"], "of its own for each number of ranks"),
     (["--ranks", "1", "--weak", "--", "train", "d", "--steps", "5"], "--epochs"),
     (["--ranks", "1", "--weak", "--", "train", "nowhere"], "nowhere does not exist"),
     (["--ranks", "1,9", "--weak", "--", "train", "d"], "dml-hpc data merge d -o NEW --shards 9"),
@@ -250,6 +251,7 @@ def test_in_a_slurm_job_ranks_fill_whole_nodes(here, monkeypatch):
 # The real thing.
 
 
+@pytest.mark.maths
 @pytest.mark.job
 def test_ranks_train_more_of_them_than_cores(here, monkeypatch):
     most = len(os.sched_getaffinity(0)) + 1
@@ -266,6 +268,7 @@ def test_ranks_train_more_of_them_than_cores(here, monkeypatch):
     assert main(["report", "scaling.jsonl", "-o", "report.md"]) == 0
 
 
+@pytest.mark.maths
 @pytest.mark.job
 def test_ranks_factorise_more_rows_the_more_there_are(here):
     done = verb("--ranks", "1,2", "--repeats", 1, "--weak", "--json", "--", "svd", "d", "-k", 2)

@@ -178,6 +178,7 @@ def test_memory_is_known_and_limited(tmp_path, monkeypatch):
     assert node_memory._left(tmp_path / "none", 9999) == 9999
 
 
+@pytest.mark.maths
 @pytest.mark.job
 def test_the_command(mpirun, tmp_path):
     plot, record = tmp_path / "figure.png", tmp_path / "runs.jsonl"
@@ -190,6 +191,7 @@ def test_the_command(mpirun, tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.maths
 @pytest.mark.job
 @pytest.mark.parametrize(("arguments", "says"), [
     (["--sizes", "900000G"], "name smaller --sizes"), (["-o", "figure.pdf"], "a figure ends in .png or .svg"),

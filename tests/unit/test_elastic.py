@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from ratings_support import import_ratings, low_rank
 
 DYING = Path(__file__).with_name("dying.py")
 ULFM = {"launcher_options": ("--with-ft", "ulfm")}
@@ -83,6 +84,33 @@ def test_survivors_go_on_to_the_same_bits(moment, mpirun, two_classes, undisturb
     assert len(re.findall(r"was killed by signal 9", done.stderr)) == plan.count(",") + 1
     assert "Traceback" not in done.stderr
     assert os.listdir(tmp_path) == ["m.h5"]
+
+
+@pytest.fixture(scope="module")
+def factorised(tmp_path_factory):
+    """Return ratings, how they are factorised, and what one process tells of it."""
+    folder = tmp_path_factory.mktemp("ratings")
+    ratings = import_ratings(folder, "ratings", low_rank(), (4, 6))
+    options = ("-k", 3, "--epochs", 8, "--test", ratings, "--json")
+    line = list(map(str, [sys.executable, "-m", "dml_hpc", "mf", ratings, "-o", folder / "f.h5", *options]))
+    return ratings, options, result(subprocess.run(line, capture_output=True, text=True, timeout=60, check=False))
+
+
+@needs_ulfm
+@pytest.mark.parametrize("plan", [
+    "0@dml_hpc.decomposition.mf.carousel:Carousel.leave@40,2@dml_hpc.store.saving:Memory.newest@2",
+    "1@dml_hpc.commands.mf:write_rating_factors@1",
+], ids=["rank 0 among blocks, another where it is met", "one while factors are written"])
+def test_factors_of_ratings_are_the_same_whoever_dies(plan, mpirun, factorised, tmp_path):
+    ratings, options, expected = factorised
+    done = mpirun(3, DYING, plan, "mf", ratings, "-o", tmp_path / "f.h5", *options, "--elastic", **ULFM, timeout_s=120)
+    told = result(done)
+    for key in ("weights_digest", "rmses_train", "rmses_test"):
+        assert told[key] == expected[key]
+    assert told["ranks_at_starts"][0] == 3
+    assert len(re.findall(r"was killed by signal 9", done.stderr)) == plan.count(",") + 1
+    assert "Traceback" not in done.stderr
+    assert os.listdir(tmp_path) == ["f.h5"]
 
 
 @needs_ulfm

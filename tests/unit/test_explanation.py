@@ -192,6 +192,13 @@ def test_ranks_that_are_late_in_turn_are_no_slow_rank() -> None:
     assert kinds(told) == ["imbalance"] and "changes from step to step" in told.paragraph
 
 
+def test_of_ratings_it_is_blocks_that_differ() -> None:
+    told = explained(alone(40.0), record([rank(compute=10.0, wait=4.0)] * 4))
+    assert "--grid" not in told.paragraph
+    told = explained(*(one | {"command": "mf"} for one in (alone(40.0), record([rank(compute=10.0, wait=4.0)] * 4))))
+    assert "changes from block to block" in told.paragraph and "with other stripes (--grid)" in told.paragraph
+
+
 def test_noise_that_hides_the_difference_is_said() -> None:
     runs = [record([rank(compute=40.0 * t)]) for t in (0.8, 1.0, 1.3)]
     runs += [record([rank(compute=11.0 * t)] * 4) for t in (0.7, 1.0, 1.2)]

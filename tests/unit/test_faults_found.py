@@ -37,6 +37,7 @@ def found(record: Path) -> tuple[dict[str, Any], dict[str, str]]:
     return told, {one.kind: f"{one.text}. {one.change}" for one in group.explanation.findings}
 
 
+@pytest.mark.maths
 @pytest.mark.job
 def test_a_slow_rank_is_named(mpirun, rows, tmp_path):
     record = tmp_path / "runs.jsonl"
@@ -60,6 +61,7 @@ def test_a_slow_rank_is_named(mpirun, rows, tmp_path):
     assert not list(tmp_path.glob("*.live*")), "the live file goes when the record is written"
 
 
+@pytest.mark.maths
 @pytest.mark.job
 def test_a_slow_disk_is_told_from_a_slow_rank(mpirun, rows, tmp_path):
     record = tmp_path / "runs.jsonl"
@@ -81,6 +83,7 @@ def test_a_slow_disk_is_told_from_a_slow_rank(mpirun, rows, tmp_path):
         assert all(own["disk_bytes"] > 1 << 20 for own in told["per_rank"]) and "B/s a rank" in text
 
 
+@pytest.mark.maths
 @real
 def test_a_narrow_link_is_named_by_its_host(rows, tmp_path):
     record = tmp_path / "runs.jsonl"

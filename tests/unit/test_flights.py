@@ -37,6 +37,7 @@ def whole(path):
     return np.concatenate([piece.X for piece in pieces]), np.concatenate([piece.y for piece in pieces])
 
 
+@pytest.mark.maths
 @pytest.mark.job
 def test_two_ranks_learn_flights_as_well_as_scikit_learn(flights, mpirun, tmp_path):
     from sklearn.linear_model import LogisticRegression
@@ -70,6 +71,7 @@ def test_two_ranks_learn_flights_as_well_as_scikit_learn(flights, mpirun, tmp_pa
     print(roc_auc_score(y_test, chance), log_loss(y_test, chance), ours)
 
 
+@pytest.mark.maths
 @pytest.mark.job
 def test_compressed_gradients_learn_as_much_and_reproducible_ones_the_same(flights, mpirun, tmp_path):
     def trained(ranks, *options):

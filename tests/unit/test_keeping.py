@@ -162,6 +162,7 @@ def test_the_lock_ends_with_the_process_and_not_with_what_it_has_started(tmp_pat
     process.stdout.close()
 
 
+@pytest.mark.maths
 @pytest.mark.job
 def test_a_second_run_in_a_folder_is_refused_and_the_first_goes_on(start_mpirun, mpirun, tmp_path):
     data, kept = imported(tmp_path / "data"), tmp_path / "kept"

@@ -14,6 +14,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from ratings_support import import_ratings, low_rank
 
 from dml_hpc.batch.cluster import Nodes, Request, check, clock, seconds
 from dml_hpc.batch.job import follow, read
@@ -121,7 +122,7 @@ NASTY = ["it's", 'a "b"', "$(touch pwned)", "`touch pwned`", "a;touch pwned", "-
 
 def test_a_script_runs_the_job_with_its_arguments_letter_by_letter(here):
     folder = here / "it's $(here)"
-    for name in ("train_cpu.sbatch", "train_gpu.sbatch", "svd.sbatch", "scaling.sbatch"):
+    for name in ("train_cpu.sbatch", "train_gpu.sbatch", "svd.sbatch", "mf.sbatch", "scaling.sbatch"):
         template = (templates() / name).read_text()
         script = make_script(template, {"nodes": "4"}, folder, {"A_B": "x 'y'"}, NASTY)
         assert set_in(script, '"$@"') == NASTY
@@ -240,6 +241,24 @@ def test_on_gpus_there_is_one_rank_each(slurm, two_classes):
     assert verb("scaling", "--gpus-per-node", 2, "--partition", "gpu", "-o", "u", "--", "svd", two_classes, "-o",
                 "m.h5", "-k", 3).returncode == 0
     assert set_in(Path("u").read_text(), '"$@"')[:3] == ["svd", "--device", "cuda"]
+
+
+@pytest.fixture(scope="module")
+def ratings(tmp_path_factory) -> Path:
+    return import_ratings(tmp_path_factory.mktemp("ratings"), "ratings", low_rank(count=200), (2, 2))
+
+
+def test_ratings_are_looked_at_and_factorised(slurm, two_classes, ratings):
+    assert verb("mf", "--nodes", 2, "-o", "s", "--", ratings, "-o", "f.h5", "--test", ratings).returncode == 0
+    script = Path("s").read_text()
+    assert settings(script)["job-name"] == "dml-hpc-mf"
+    assert script.splitlines()[-1] == 'run_job mf "$@"'
+    assert set_in(script, '"$@"') == [str(ratings), "-o", "f.h5", "--test", str(ratings)]
+    assert verb("scaling", "-o", "t", "--", "mf", ratings, "--epochs", 2).returncode == 0
+    assert "holds rows of features, not ratings" in refused("mf", "--", two_classes, "-o", "f.h5")
+    assert "holds rows of features, not ratings" in refused("mf", "--", ratings, "-o", "f.h5", "--test", two_classes)
+    assert "nowhere does not exist" in refused("scaling", "--", "mf", "nowhere")
+    assert "choose another -o" in refused("mf", "--", ratings, "-o", ratings / "f.h5")
 
 
 def test_what_is_measured_needs_no_output_and_may_be_an_all_reduce(slurm, two_classes):

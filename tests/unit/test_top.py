@@ -96,6 +96,8 @@ def test_the_last_line_of_a_run():
         "finished train: 2 ranks, 58,800 steps, 1 min 20 s, loss 0.03125, 748,000 examples/s")
     assert ended({"command": "svd", "ranks": 1, "passes_over_data": 7, "work_s": 3.0}) == (
         "finished svd: 1 rank, 7 passes, 3.00 s")
+    assert ended({"command": "mf", "ranks": 2, "epochs": 20, "work_s": 3.0, "updates_per_s": 5e7}) == (
+        "finished mf: 2 ranks, 20 epochs, 3.00 s, 50,000,000 ratings/s")
 
 
 RECORD = {"command": "train", "ranks": 2, "seconds": 3.0, "work_s": 2.0, "steps": 10, "loss": 0.5,
@@ -200,6 +202,7 @@ def test_a_run_that_dies_is_told_of(tmp_path):
     assert "rank 0 is gone" in screen.seen.rpartition("\x1b[?1049l")[2]
 
 
+@pytest.mark.maths
 @pytest.mark.job
 def test_a_job_is_watched_from_its_record_to_its_end(start_mpirun, two_classes, tmp_path):
     record = tmp_path / "runs.jsonl"
