@@ -3,7 +3,7 @@
 Names are in namespace dml. HOT are those that must not spill a register.
 """
 
-from dml_hpc.kernels.cuda import rating_sgd
+from dml_hpc.kernels.cuda import normal_equations, rating_sgd
 from dml_hpc.kernels.cuda.products import SHAPES
 
 _FLAGS = ("true", "false")
@@ -56,6 +56,7 @@ VARIANTS: dict[str, list[str]] = {
                             f"row_decisions<{kind}>")),
                         *(name for kinds in _SPARSE for name in (
                             f"sparse_row_squares<{kinds}>", f"sparse_fixed_products<{kinds}>"))],
+    "normal_equations.cu": [f"solve<{tile}>" for tile in sorted({tile for tile, _ in normal_equations.SHAPES})],
     "products.cu": ["add_products", *(f"fused<{stored}, {', '.join(map(str, shape))}, {sums}>"
                                       for sums in ("double", "long long") for stored in ("half", "float")
                                       for shape in SHAPES)],
@@ -82,6 +83,7 @@ HOT: dict[str, list[str]] = {
     "blocks.cu": VARIANTS["blocks.cu"],
     "csr_products.cu": VARIANTS["csr_products.cu"],
     "csr_fixed.cu": VARIANTS["csr_fixed.cu"],
+    "normal_equations.cu": VARIANTS["normal_equations.cu"],
     "products.cu": VARIANTS["products.cu"],
     "glm.cu": [name for name in VARIANTS["glm.cu"] if not name.startswith("sequential_sgd")],
     "glm_sparse.cu": [name for name in VARIANTS["glm_sparse.cu"] if not name.startswith("sequential_sparse")],
