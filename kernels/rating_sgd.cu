@@ -1,4 +1,4 @@
-// Stochastic gradient descent on blocks of ratings, and how far predictions are off: see rating_sgd.py.
+// Stochastic gradient descent on blocks of ratings, and predictions of them: see rating_sgd.py.
 //
 // A group of 8, 16 or 32 lanes takes a rating, with both rows in its registers. Blocks share neither users nor items, but
 // the ratings of one block do: groups take steps at the same time without a lock, and where two meet in a row, one step is
@@ -11,7 +11,7 @@ namespace dml {
 
 constexpr int CHUNK = 256;  // also in cuda/rating_sgd.py
 
-// `count` ratings, of which number `first` is taken first, and the rows that they are about; null: there are none.
+// `count` ratings, of which `sgd` takes number `first` first, and the rows that they are about; null: there are none.
 struct alignas(16) RatingBlock {
     long long count, first;
     const int *users, *items;
@@ -109,19 +109,16 @@ sgd(const RatingBlock* __restrict__ blocks, long long n_blocks, long long chunks
     if (threadIdx.x == 0) losses[blockIdx.x] += total;
 }
 
-// Writes for each chunk of each block, to sums[block·chunks + chunk] (·, 3): the ratings' weight, and Σ w·d² and Σ w·|d|
-// with the differences d between ratings and predictions. A user or item below 0 is unknown: it has no factors, and its
-// bias is 0.
+// Writes what the ratings of `n_blocks` blocks are predicted to be to out[first …] of each; the longest has `chunks` chunks.
+// A user or item below 0 is unknown: it has no factors, and its bias is 0.
 template <class T, int LANES, int PACKS>
 __global__ void __launch_bounds__(256)
-differences(const RatingBlock* __restrict__ blocks, long long n_blocks, long long chunks, long long width, float mean,
-            float scale, double* __restrict__ sums) {
-    __shared__ double scratch[WARP];
+predict(const RatingBlock* __restrict__ blocks, long long n_blocks, long long chunks, long long width, float mean,
+        float scale, float* __restrict__ out) {
     const int lane = threadIdx.x % LANES, group = threadIdx.x / LANES, packs = int(width / 4);
     for (long long c = blockIdx.x; c < n_blocks * chunks; c += gridDim.x) {
         const RatingBlock own = blocks[c / chunks];
         const long long start = c % chunks * CHUNK, stop = start + CHUNK < own.count ? start + CHUNK : own.count;
-        double weight_sum = 0, squares = 0, sizes = 0;
         for (long long turn = start; turn < stop; turn += blockDim.x / LANES) {
             const long long n = turn + group;
             const bool active = n < stop;
@@ -137,19 +134,7 @@ differences(const RatingBlock* __restrict__ blocks, long long n_blocks, long lon
             if (!active || lane) continue;
             if (own.b && u >= 0) score += own.b[u];
             if (own.c && i >= 0) score += own.c[i];
-            const double off = double(own.ratings[n]) - double(mean + scale * score);
-            const double weight = own.weights ? double(own.weights[n]) : 1.0;
-            weight_sum += weight;
-            squares += weight * off * off;
-            sizes += weight * (off < 0 ? -off : off);
-        }
-        weight_sum = block_sum(weight_sum, scratch);
-        squares = block_sum(squares, scratch);
-        sizes = block_sum(sizes, scratch);
-        if (threadIdx.x == 0) {
-            sums[3 * c] = weight_sum;
-            sums[3 * c + 1] = squares;
-            sums[3 * c + 2] = sizes;
+            out[own.first + n] = mean + scale * score;
         }
     }
 }

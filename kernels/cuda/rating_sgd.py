@@ -38,9 +38,13 @@ class Sides(NamedTuple):
     q_squares: Array | None = None
 
 
-def entry(users: Array, items: Array, ratings: Array, weights: Array | None, sides: Sides, first: int = 0) -> list[int]:
-    """Return what a table of blocks holds of one: `put` an int64 array of these rows. All arrays must live on."""
-    return [len(ratings), first, *(0 if array is None or not array.size else address(array)
+def entry(users: Array, items: Array, ratings: Array | None, weights: Array | None, sides: Sides,
+          first: int = 0) -> list[int]:
+    """Return what a table of blocks holds of one: `put` an int64 array of these rows. All arrays must live on.
+
+    ``first``: the rating that `sgd` begins with, or where predictions go.
+    """
+    return [len(users), first, *(0 if array is None or not array.size else address(array)
                                    for array in (users, items, ratings, weights, *sides))]
 
 
@@ -66,19 +70,17 @@ def sgd(device: Device, table: Array, longest: int, rows: tuple[int, int], dtype
                   min(at_once, in_block), width, *map(np.float32, (mean, 1 / scale, step_size, l2, bias_l2)), losses)
 
 
-def differences(device: Device, table: Array, longest: int, dtype: np.dtype, width: int, mean: float,
-                scale: float) -> Array:
-    """Return (blocks, chunks, 3) float64 for the ratings in ``table``: sums of w, w·d² and w·|d|, d of predictions.
+def predict(device: Device, table: Array, longest: int, dtype: np.dtype, width: int, mean: float, scale: float,
+            out: Array) -> None:
+    """Write what the ratings of the blocks in ``table`` are predicted to be to ``out``, from each one's ``first`` on.
 
-    Users and items below 0 are unknown. The same bits from run to run; sums of a block do not depend on the others'.
+    Users and items below 0 are unknown. The same bits whatever else is predicted, on a kind of GPU.
     """
     lanes, packs = shape(width)
     chunks = -(-longest // CHUNK)
-    sums = device.zeros((len(table), chunks, 3), np.float64)
-    device.launch(FILE, f"differences<{cpp_name(dtype)}, {lanes}, {packs}>",
+    device.launch(FILE, f"predict<{cpp_name(dtype)}, {lanes}, {packs}>",
                   min(len(table) * chunks, 2 * most_blocks(device)), min(device.block_threads, _MOST_THREADS), table,
-                  len(table), chunks, width, np.float32(mean), np.float32(scale), sums)
-    return sums
+                  len(table), chunks, width, np.float32(mean), np.float32(scale), out)
 
 
 def shape(width: int) -> tuple[int, int]:

@@ -61,7 +61,7 @@ VARIANTS: dict[str, list[str]] = {
                                       for sums in ("double", "long long") for stored in ("half", "float")
                                       for shape in SHAPES)],
     "rating_sgd.cu": [f"{kernel}<{stored}, {lanes}, {packs}>" for lanes, packs in rating_sgd.SHAPES
-                      for stored in ("float", "half") for kernel in ("sgd", "differences")],
+                      for stored in ("float", "half") for kernel in ("sgd", "predict")],
     "scaling.cu": [f"{kernel}<{kind}>" for kernel in ("fold", "fold_biases", "pull_back")
                    for kind in ("float", "double")],
     "softmax_steps.cu": [*(f"steps<{stored}, {kind}>" for stored, kind in _STORED),

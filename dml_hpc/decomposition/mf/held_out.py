@@ -79,8 +79,14 @@ class HeldOut:
         """Count what a block's ratings are predicted to be."""
         off = part.ratings.astype(np.float64) - predicted
         # Not BLAS, whose order of addition depends on its number of threads.
-        self._sums[u] += [part.weights.sum(dtype=np.float64), (part.weights * off * off).sum(),
-                          (part.weights * np.abs(off)).sum()]
+        self.count(u, [part.weights.sum(dtype=np.float64), (part.weights * off * off).sum(),
+                       (part.weights * np.abs(off)).sum()])
+
+    def count(self, u: int, sums: list[float]) -> None:
+        """Count ratings of which the weights, the weighted squares and sizes of what predictions are off have these
+        ``sums``.
+        """
+        self._sums[u] += sums
 
     def errors(self) -> Errors:
         """Collective: return the errors of all that was measured since the last call."""

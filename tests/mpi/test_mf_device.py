@@ -1,0 +1,120 @@
+"""Factors of ratings learnt on a device, which is the CPU here, against the CPU's own path."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ratings_support import import_ratings, low_rank
+
+from dml_hpc.comm.clock import Clock
+from dml_hpc.commands import mf, mf_evaluate
+from dml_hpc.console import Console
+from dml_hpc.data.ratings.opened import MemoryRatings
+from dml_hpc.decomposition.mf.course import Limits, Outcome, learn
+from dml_hpc.decomposition.mf.device_sgd import DeviceSgd
+from dml_hpc.decomposition.mf.sgd import Settings, Sgd
+from dml_hpc.decomposition.mf.steps import DEFAULT_STEP_SIZE, StepSizes
+from dml_hpc.errors import AgreedError
+from dml_hpc.store.rating_factors import read_rating_factors
+from dml_hpc.store.saving import Saving
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "gpu"))
+from host_device import COMPILER, HostCuda
+
+pytestmark = [pytest.mark.mpi, pytest.mark.maths,
+              pytest.mark.skipif(COMPILER is None, reason="there is no g++ to compile the CUDA kernels for the CPU")]
+
+TRAIN, TEST = (tuple(part[cut] for part in low_rank()) for cut in (slice(300, None), slice(0, 300)))
+
+
+def device(memory_bytes: int = 1 << 30) -> HostCuda:
+    found = HostCuda()
+    found.memory_bytes = memory_bytes
+    return found
+
+
+def factorise(comm, gpu: HostCuda | None, given=TRAIN, shape=(4, 6), epochs: int = 3, schedule: str = "adagrad",
+              held=None, weights: np.ndarray | None = None,
+              **settings) -> tuple[Outcome, list[np.ndarray], Sgd]:
+    """Return what came of it, and all ranks' factors, in the order of users and items, on every rank."""
+    ratings = MemoryRatings(*given, weights, shape=shape)
+    wanted = Settings(**{"k": 4, "l2": 0.02, "adaptive": schedule == "adagrad", **settings})
+    sgd = Sgd(comm, ratings, wanted, Clock(), held) if gpu is None else DeviceSgd(
+        comm, ratings, wanted, Clock(), held, None, gpu, 1)
+    with sgd:
+        outcome = learn(sgd, StepSizes(schedule, DEFAULT_STEP_SIZE[schedule], epochs), Limits(epochs),
+                        Saving(comm, lambda line: None), lambda _: None)
+        own = sgd.parts()
+        found = [np.concatenate([part.factors for rank in comm.allgather(own) for part in rank if part.side == side])
+                 for side in ("user", "item")]
+    return outcome, found, sgd
+
+
+CASES = {
+    "adagrad": {}, "constant": {"schedule": "constant", "biases": False}, "half": {"factors": "float16", "k": 20},
+    "few items": {"shape": (6, 2)}, "weights": {"weights": np.linspace(0.5, 2, len(TRAIN[0])).astype(np.float32)},
+    "empty blocks": {"given": low_rank(count=40), "shape": (9, 9)},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_steps_one_after_the_other_are_the_cpus(comm, monkeypatch, case):
+    """With as few groups at work as there can be, a block's ratings are taken in their order, as on the CPU."""
+    from dml_hpc.kernels.cuda import rating_sgd
+
+    monkeypatch.setattr(rating_sgd, "APART", 1 << 20)
+    monkeypatch.setattr(rating_sgd, "_BLOCKS_A_PROCESSOR", 1)
+    wanted, factors, _ = factorise(comm, None, **CASES[case])
+    outcome, found, sgd = factorise(comm, device(), **CASES[case])
+    near = 2e-2 if case == "half" else 1e-4
+    np.testing.assert_allclose(outcome.rmse_train, wanted.rmse_train, rtol=near)
+    for got, own in zip(found, factors, strict=True):
+        np.testing.assert_allclose(got.astype(float), own.astype(float), atol=near)
+    assert sgd.resident and (sgd.staged is not None) == (comm.size > 1)
+
+
+@pytest.mark.parametrize("factors", ["float32", "float16"])
+def test_held_out_ratings_are_predicted_as_well_as_by_the_cpu(comm, factors):
+    held = MemoryRatings(*TEST, shape=(2, 3), n_users=90, n_items=60)
+    outcome, _, _ = factorise(comm, device(), epochs=30, held=held, factors=factors, k=2)
+    wanted, _, _ = factorise(comm, None, epochs=30, held=held, factors=factors, k=2)
+    assert outcome.errors is not None and wanted.errors is not None
+    assert outcome.rmse_test[-1] == outcome.errors.rmse <= 1.1 * wanted.errors.rmse
+    assert outcome.errors.mae <= 1.1 * wanted.errors.mae and outcome.errors[2:] == wanted.errors[2:]
+
+
+def test_ratings_that_do_not_fit_are_brought_in_each_pass(comm, monkeypatch):
+    from dml_hpc.kernels.cuda import rating_sgd
+
+    monkeypatch.setattr(rating_sgd, "APART", 1 << 20)
+    monkeypatch.setattr(rating_sgd, "_BLOCKS_A_PROCESSOR", 1)
+    wanted, factors, _ = factorise(comm, device())
+    outcome, found, sgd = factorise(comm, device(40_000))
+    assert not sgd.resident or comm.size > 1
+    assert outcome.rmse_train == wanted.rmse_train
+    for got, own in zip(found, factors, strict=True):
+        np.testing.assert_array_equal(got, own)
+    for memory_bytes, why in ((16_000, "are needed for ratings"), (1000, "the factors of a rank take")):
+        if comm.size > 1 and memory_bytes > 1000:
+            continue  # a rank has less
+        with pytest.raises(AgreedError, match=why) as refusal:
+            factorise(comm, device(memory_bytes), k=2)
+        assert refusal.value.exit_code == 2
+
+
+def test_device_buffers_are_handed_to_mpi_where_it_takes_them(comm, monkeypatch):
+    """Here they are the host's, so that every library does."""
+    from dml_hpc.decomposition.mf import device_sgd
+    from dml_hpc.kernels.cuda import rating_sgd
+
+    monkeypatch.setattr(rating_sgd, "APART", 1 << 20)
+    monkeypatch.setattr(rating_sgd, "_BLOCKS_A_PROCESSOR", 1)
+    _, factors, _ = factorise(comm, device())
+    monkeypatch.setattr(device_sgd, "why_staged", lambda comm, device: None)
+    _, found, sgd = factorise(comm, device())
+    assert sgd.staged is None
+    for got, own in zip(found, factors, strict=True):
+        np.testing.assert_array_equal(got, own)
