@@ -13,7 +13,10 @@ from dml_hpc.comm.clock import Clock
 from dml_hpc.commands import mf, mf_evaluate
 from dml_hpc.console import Console
 from dml_hpc.data.ratings.opened import MemoryRatings
+from dml_hpc.decomposition.mf.als import Als
+from dml_hpc.decomposition.mf.als import Settings as AlsSettings
 from dml_hpc.decomposition.mf.course import Limits, Outcome, learn
+from dml_hpc.decomposition.mf.device_als import DeviceAls
 from dml_hpc.decomposition.mf.device_sgd import DeviceSgd
 from dml_hpc.decomposition.mf.sgd import Settings, Sgd
 from dml_hpc.decomposition.mf.steps import DEFAULT_STEP_SIZE, StepSizes
@@ -118,3 +121,51 @@ def test_device_buffers_are_handed_to_mpi_where_it_takes_them(comm, monkeypatch)
     assert sgd.staged is None
     for got, own in zip(found, factors, strict=True):
         np.testing.assert_array_equal(got, own)
+
+
+def solve(comm, gpu: HostCuda | None, given=TRAIN, epochs: int = 2, held=None, weights=None, shape=(4, 6),
+          **settings) -> tuple[Outcome, list[np.ndarray]]:
+    """Return what came of ALS, and all ranks' factors and biases."""
+    ratings = MemoryRatings(*given, weights, shape=shape)
+    wanted = AlsSettings(**{"k": 4, "l2": 0.02, **settings})
+    als = Als(comm, ratings, wanted, Clock(), held) if gpu is None else DeviceAls(
+        comm, ratings, wanted, Clock(), held, None, gpu, 1)
+    with als:
+        outcome = learn(als, None, Limits(epochs), Saving(comm, lambda line: None), lambda _: None)
+        own = comm.allgather(als.parts())
+        found = [np.concatenate([array for rank in own for part in rank if part.side == side
+                                 for array in (part[kind],)])
+                 for side in ("user", "item") for kind in ((2, 3) if own[0][0].biases is not None else (2,))]
+    return outcome, found
+
+
+ALS_CASES = {
+    "biased": {}, "plain": {"biases": False, "k": 40}, "implicit": {"alpha": 10.0, "l2": 0.1},
+    "weights": {"weights": np.linspace(0.5, 2, len(TRAIN[0])).astype(np.float32)},
+    "few ratings": {"given": low_rank(count=40), "shape": (9, 9)},
+}
+
+
+@pytest.mark.parametrize("case", ALS_CASES)
+def test_half_steps_are_the_cpus_and_the_same_bits_on_any_number_of_ranks(comm, case):
+    options = ALS_CASES[case]
+    held = None if case == "implicit" else MemoryRatings(*TEST, shape=(2, 3), n_users=90, n_items=60)
+    wanted, factors = solve(comm, None, held=held, **options)
+    outcome, found = solve(comm, device(), held=held, **options)
+    for got, own in zip(found, factors, strict=True):
+        np.testing.assert_allclose(got, own, atol=1e-3)
+    np.testing.assert_allclose(outcome.losses, wanted.losses, rtol=1e-4)
+    np.testing.assert_allclose(outcome.rmse_train, wanted.rmse_train, rtol=1e-3)
+    np.testing.assert_allclose(outcome.rmse_test, wanted.rmse_test, rtol=1e-4)
+    own = comm.Split(comm.rank)
+    one, alone = solve(own, device(), held=held, **options)
+    own.Free()
+    for got, other in zip(found, alone, strict=True):
+        np.testing.assert_array_equal(got, other)
+    assert (one.losses, one.rmse_train, one.rmse_test) == (outcome.losses, outcome.rmse_train, outcome.rmse_test)
+
+
+def test_als_that_the_memory_does_not_do_for_is_refused(comm):
+    with pytest.raises(AgreedError, match="ratings and factors of a rank take") as refusal:
+        solve(comm, device(1000))
+    assert refusal.value.exit_code == 2

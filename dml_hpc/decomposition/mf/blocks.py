@@ -76,11 +76,23 @@ def summed_exactly(comm: Intracomm, values: np.ndarray) -> np.ndarray:
 
     The bits do not depend on who has which: values are rounded to a common unit, and added as whole numbers.
     """
-    most = np.abs(values).max(axis=0, initial=0)
-    found = np.array(comm.allgather([*np.where(np.isfinite(most), most, np.inf).tolist(), len(values)]))
+    units = common_units(comm, np.abs(values).max(axis=0, initial=0), len(values))
+    own = np.rint(np.where(np.isnan(units), 0, values) / np.where(np.isnan(units), 1, units)).astype(np.int64)
+    return units * summed_units(comm, own.sum(axis=0))
+
+
+def common_units(comm: Intracomm, most: np.ndarray, count: int) -> np.ndarray:
+    """Collective: return in which units (c,) values are rounded, so that sums of all are exact; NaN: they are not finite.
+
+    This rank has ``count`` of each, and none is larger than ``most`` (c,) in size.
+    """
+    found = np.array(comm.allgather([*np.where(np.isfinite(most), most, np.inf).tolist(), count]))
     bound = found[:, :-1].max(axis=0) * found[:, -1].sum()
-    units = 2.0 ** (np.frexp(np.where(np.isfinite(bound), bound, 0))[1] - 61.0)
-    own = np.rint(np.where(np.isfinite(bound), values, 0) / units).astype(np.int64).sum(axis=0)
+    return np.where(np.isfinite(bound), 2.0 ** (np.frexp(np.where(np.isfinite(bound), bound, 0))[1] - 61.0), np.nan)
+
+
+def summed_units(comm: Intracomm, own: np.ndarray) -> np.ndarray:
+    """Collective: return the sum (c,) of all ranks' ``own`` (c,) int64."""
     total = np.empty_like(own)
     comm.Allreduce(own, total)
-    return np.where(np.isfinite(bound), total * units, np.nan)
+    return total

@@ -87,7 +87,7 @@ class DeviceBlocks:
         start = 0
         for u, i in self._strata[number]:
             block = self._blocks.get(u, i)
-            for place, part in enumerate(block[:len(self._fields)]):
+            for place, part in enumerate(part for part in block if part is not None):
                 first = 4 * (place * count + start)
                 turn.pinned[first:first + part.nbytes].view(part.dtype)[:] = part
             start += len(block.ratings)
