@@ -65,8 +65,8 @@ def solve(device: Device, starts: Array, columns: Array, ratings: Array, weights
           other_biases: Array | None, gram: Array | None, x: Array, biases: Array | None, losses: Array, width: int,
           mean: float, inverse: float, l2: float, alpha: float, groups: list[Group]) -> None:
     """Set all rows of ``x`` to the solution; ``groups`` are `long_groups` of the same ``starts``."""
-    launch = _launcher(device, (starts, columns, ratings, weights, others, other_biases, gram, x, biases, losses), width,
-                       biases is not None, (mean, inverse, l2, alpha))
+    arrays = starts, columns, ratings, weights, others, other_biases, gram, x, biases, losses
+    launch = _launcher(device, arrays, width, biases is not None, (mean, inverse, l2, alpha))
     cells = _cells(width, biases is not None)
     launch(len(starts) - 1, None, None, None, None, None, None)
     for rows, where, first, last in groups:

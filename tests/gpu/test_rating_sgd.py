@@ -110,7 +110,7 @@ def test_steps_one_by_one_are_the_twins_in_their_order(quick_device, k, dtype):
 @RACING
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_blocks_at_once_lower_the_error_of_each(quick_device, dtype):
-    """Steps may be lost, no block may be left out; blocks of 0 ratings, of one, and of many chunks stand side by side."""
+    """Steps may be lost, no block may be left out; blocks of 0 ratings, of one, and of many chunks lie side by side."""
     sizes, blocks, sides = (0, 1, 700, 300), [], []
     for number, size in enumerate(sizes):
         blocks.append(some_ratings(200, 100, size, False, number))
@@ -136,7 +136,7 @@ def error(block, p, q):
 def test_what_diverges_shows(quick_device, size):
     p, q = stripes(8, 8, 8, "float32")
     p[0][3] = 10.0 ** (9 * size)
-    block = tuple(np.arange(8, dtype="i4") for _ in range(2)) + (np.ones(8, "f4"), None)
+    block = np.arange(8, dtype="i4"), np.arange(8, dtype="i4"), np.ones(8, "f4"), None
     loss, (found,) = by_kernel(quick_device, [block], [(p, q)], [0])
     assert not np.isfinite(loss) or loss > 1e40
     assert np.isfinite(found[0][[0, 1, 2, 4]]).all()

@@ -169,3 +169,72 @@ def test_als_that_the_memory_does_not_do_for_is_refused(comm):
     with pytest.raises(AgreedError, match="ratings and factors of a rank take") as refusal:
         solve(comm, device(1000))
     assert refusal.value.exit_code == 2
+
+
+@pytest.fixture
+def data(comm, folder, monkeypatch) -> tuple[Path, Path]:
+    """Data sets to learn from and to test on; --device cuda is the CPU."""
+    from dml_hpc import cuda
+
+    monkeypatch.setattr(cuda, "Cuda", HostCuda)
+    if comm.rank == 0:
+        import_ratings(folder, "train", TRAIN, (4, 6))
+        import_ratings(folder, "test", TEST, (3, 2))
+    comm.Barrier()
+    return folder / "train", folder / "test"
+
+
+def run(comm, train: Path, output: Path, **options):
+    return mf.run(comm, Console(rank=1), train, output, **{"k": 4, "epochs": 4, "device": "cuda", **options})
+
+
+@pytest.mark.parametrize("algorithm", ["sgd", "als"])
+def test_the_file_predicts_what_the_run_has_told(comm, folder, data, algorithm):
+    train, test = data
+    told = run(comm, train, folder / "f.h5", test=test, algorithm=algorithm)
+    found = mf_evaluate.run(comm, Console(rank=1), folder / "f.h5", test)
+    assert found["rmse"] == pytest.approx(told["rmse_test"], rel=1e-5)
+    assert found["mae"] == pytest.approx(told["mae_test"], rel=1e-5)
+    assert told["device"] == "cuda" and told["deterministic"] == (algorithm == "als")
+    assert (told["staged"] is None) == (comm.size == 1)
+    assert run(comm, train, folder / "cpu.h5", device="cpu", algorithm=algorithm)["deterministic"]
+
+
+@pytest.mark.parametrize("algorithm", ["sgd", "als"])
+def test_a_run_goes_on_from_its_checkpoint_on_either_device(comm, folder, data, algorithm):
+    train, _ = data
+    keeping = {"checkpoint": folder / "kept", "algorithm": algorithm}
+    run(comm, train, folder / "two.h5", epochs=2, **keeping)
+    for name, where in (("four.h5", "cuda"), ("six.h5", "cpu")):
+        more = run(comm, train, folder / name, epochs=4 if where == "cuda" else 6, device=where, resume=True, **keeping)
+        assert more["resumed_from"] == (2 if where == "cuda" else 4)
+        assert more["rmses_train"] == sorted(more["rmses_train"], reverse=True)
+    if algorithm == "als":
+        whole = run(comm, train, folder / "whole.h5", algorithm="als")
+        assert whole["weights_digest"] == read_rating_factors(folder / "four.h5").digest
+
+
+@pytest.mark.parametrize(("options", "why"), [
+    ({"reproducible": True}, "--reproducible: on GPUs .* --algorithm als"),
+    ({"k": 513}, "takes up to -k 512"), ({"algorithm": "als", "k": 129}, "takes up to -k 128"),
+    ({"algorithm": "als", "implicit": True, "solver": "cg"}, "--solver cg computes on the CPU")])
+def test_what_a_device_does_not_do_is_refused(comm, folder, data, options, why):
+    with pytest.raises(AgreedError, match=why) as refusal:
+        run(comm, data[0], folder / "f.h5", **options)
+    assert refusal.value.exit_code == 2 and "\n" not in str(refusal.value)
+    assert not (folder / "f.h5").exists()
+
+
+def test_the_refused_sizes_are_those_of_the_kernels():
+    from dml_hpc.commands.mf_options import MOST_GPU_K
+    from dml_hpc.kernels.cuda import normal_equations, rating_sgd
+
+    assert MOST_GPU_K == {"sgd": rating_sgd.MOST_WIDTH, "als": normal_equations.MOST_WIDTH}
+
+
+def test_reproducible_als_has_the_same_digest_on_any_number_of_ranks(comm, folder, data):
+    own = comm.Split(comm.rank)
+    found = [run(ranks, data[0], folder / f"{name}.h5", algorithm="als", reproducible=True)
+             for ranks, name in ((comm, "all"), (own, f"alone{comm.rank}"))]
+    own.Free()
+    assert found[0]["weights_digest"] == found[1]["weights_digest"]

@@ -82,7 +82,7 @@ def summed_exactly(comm: Intracomm, values: np.ndarray) -> np.ndarray:
 
 
 def common_units(comm: Intracomm, most: np.ndarray, count: int) -> np.ndarray:
-    """Collective: return in which units (c,) values are rounded, so that sums of all are exact; NaN: they are not finite.
+    """Collective: return in which units (c,) values are rounded for sums of all to be exact; NaN: some are not finite.
 
     This rank has ``count`` of each, and none is larger than ``most`` (c,) in size.
     """

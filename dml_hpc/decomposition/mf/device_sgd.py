@@ -93,9 +93,9 @@ class DeviceSgd(Sgd):
                 self._held_at[block] = start, len(part[0].users)
                 start += len(part[0].users)
                 found.append(part[0])
-        self._held = [device.put(np.concatenate([np.empty(0, kind), *(getattr(part, name) for part in found)]).astype(kind))
-                      for name, kind in (("users", np.int32), ("items", np.int32), ("ratings", np.float32),
-                                         ("weights", np.float32))]
+        kinds = {"users": np.int32, "items": np.int32, "ratings": np.float32, "weights": np.float32}
+        self._held = [device.put(np.concatenate([np.empty(0, kind), *(getattr(part, name) for part in found)],
+                                                dtype=kind)) for name, kind in kinds.items()]
         self._predicted = device.empty(start, np.float32)
 
     def _table(self, blocks: list[tuple[int, int]]) -> np.ndarray:

@@ -25,7 +25,8 @@ class Table:
 
     ``needed`` (m,) int64, rising, are the rows of others that this rank wants. The table holds all in their order:
     ``factors`` (count·width,) and ``biases`` (count,) float32, of which ``own`` and ``own_biases`` are views: nothing
-    of its own is copied, or sent to itself. ``memory`` returns bytes (n,) for them. Collective; so is `gather`, which has the others' rows sent, just those
+    of its own is copied, or sent to itself. ``memory`` returns bytes
+    (n,) for them. Collective; so is `gather`, which has the others' rows sent, just those
     that are needed, and allocates nothing.
     """
 
