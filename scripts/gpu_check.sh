@@ -34,7 +34,7 @@ DML_HPC_TEST_DEVICE=cuda timeout 240 "$python" -m pytest -q tests/gpu --ignore=t
 if command -v mpirun >/dev/null; then
     for n in 1 2; do
         DML_HPC_TEST_DEVICE=cuda timeout 120 mpirun -n "$n" "$python" -m pytest -q --with-mpi tests/mpi/test_device_reducers.py \
-            tests/mpi/test_train_device.py -x
+            tests/mpi/test_train_device.py tests/mpi/test_mf_device.py -x
     done
 fi
 [ "${1:-}" = --tests-only ] || timeout 240 "$python" benchmarks/gpu.py

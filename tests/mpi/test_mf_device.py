@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,26 +22,33 @@ from dml_hpc.decomposition.mf.device_als import DeviceAls
 from dml_hpc.decomposition.mf.device_sgd import DeviceSgd
 from dml_hpc.decomposition.mf.sgd import Settings, Sgd
 from dml_hpc.decomposition.mf.steps import DEFAULT_STEP_SIZE, StepSizes
+from dml_hpc.device import open_device
 from dml_hpc.errors import AgreedError
+from dml_hpc.mpi import world
 from dml_hpc.store.rating_factors import read_rating_factors
 from dml_hpc.store.saving import Saving
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "gpu"))
 from host_device import COMPILER, HostCuda
 
+ON_A_GPU = os.environ.get("DML_HPC_TEST_DEVICE") == "cuda"
 pytestmark = [pytest.mark.mpi, pytest.mark.maths,
-              pytest.mark.skipif(COMPILER is None, reason="there is no g++ to compile the CUDA kernels for the CPU")]
+              pytest.mark.skipif(COMPILER is None and not ON_A_GPU,
+                                 reason="there is no g++ to compile the CUDA kernels for the CPU")]
+only_on_the_cpu = pytest.mark.skipif(ON_A_GPU, reason="it is about a device with other memory")
 
 TRAIN, TEST = (tuple(part[cut] for part in low_rank()) for cut in (slice(300, None), slice(0, 300)))
 
 
-def device(memory_bytes: int = 1 << 30) -> HostCuda:
+def device(memory_bytes: int = 1 << 30) -> Any:
+    if ON_A_GPU:
+        return open_device("cuda", world().rank)
     found = HostCuda()
     found.memory_bytes = memory_bytes
     return found
 
 
-def factorise(comm, gpu: HostCuda | None, given=TRAIN, shape=(4, 6), epochs: int = 3, schedule: str = "adagrad",
+def factorise(comm, gpu: Any, given=TRAIN, shape=(4, 6), epochs: int = 3, schedule: str = "adagrad",
               held=None, weights: np.ndarray | None = None,
               **settings) -> tuple[Outcome, list[np.ndarray], Sgd]:
     """Return what came of it, and all ranks' factors, in the order of users and items, on every rank."""
@@ -76,19 +85,20 @@ def test_steps_one_after_the_other_are_the_cpus(comm, monkeypatch, case):
     np.testing.assert_allclose(outcome.rmse_train, wanted.rmse_train, rtol=near)
     for got, own in zip(found, factors, strict=True):
         np.testing.assert_allclose(got.astype(float), own.astype(float), atol=near)
-    assert sgd.resident and (sgd.staged is not None) == (comm.size > 1)
+    assert sgd.resident and (ON_A_GPU or (sgd.staged is not None) == (comm.size > 1))
 
 
 @pytest.mark.parametrize("factors", ["float32", "float16"])
 def test_held_out_ratings_are_predicted_as_well_as_by_the_cpu(comm, factors):
     held = MemoryRatings(*TEST, shape=(2, 3), n_users=90, n_items=60)
-    outcome, _, _ = factorise(comm, device(), epochs=30, held=held, factors=factors, k=2)
-    wanted, _, _ = factorise(comm, None, epochs=30, held=held, factors=factors, k=2)
+    outcome, _, _ = factorise(comm, device(), epochs=12, held=held, factors=factors, k=2)
+    wanted, _, _ = factorise(comm, None, epochs=12, held=held, factors=factors, k=2)
     assert outcome.errors is not None and wanted.errors is not None
     assert outcome.rmse_test[-1] == outcome.errors.rmse <= 1.1 * wanted.errors.rmse
     assert outcome.errors.mae <= 1.1 * wanted.errors.mae and outcome.errors[2:] == wanted.errors[2:]
 
 
+@only_on_the_cpu
 def test_ratings_that_do_not_fit_are_brought_in_each_pass(comm, monkeypatch):
     from dml_hpc.kernels.cuda import rating_sgd
 
@@ -108,6 +118,7 @@ def test_ratings_that_do_not_fit_are_brought_in_each_pass(comm, monkeypatch):
         assert refusal.value.exit_code == 2
 
 
+@only_on_the_cpu
 def test_device_buffers_are_handed_to_mpi_where_it_takes_them(comm, monkeypatch):
     """Here they are the host's, so that every library does."""
     from dml_hpc.decomposition.mf import device_sgd
@@ -123,7 +134,7 @@ def test_device_buffers_are_handed_to_mpi_where_it_takes_them(comm, monkeypatch)
         np.testing.assert_array_equal(got, own)
 
 
-def solve(comm, gpu: HostCuda | None, given=TRAIN, epochs: int = 2, held=None, weights=None, shape=(4, 6),
+def solve(comm, gpu: Any, given=TRAIN, epochs: int = 2, held=None, weights=None, shape=(4, 6),
           **settings) -> tuple[Outcome, list[np.ndarray]]:
     """Return what came of ALS, and all ranks' factors and biases."""
     ratings = MemoryRatings(*given, weights, shape=shape)
@@ -165,6 +176,7 @@ def test_half_steps_are_the_cpus_and_the_same_bits_on_any_number_of_ranks(comm, 
     assert (one.losses, one.rmse_train, one.rmse_test) == (outcome.losses, outcome.rmse_train, outcome.rmse_test)
 
 
+@only_on_the_cpu
 def test_als_that_the_memory_does_not_do_for_is_refused(comm):
     with pytest.raises(AgreedError, match="ratings and factors of a rank take") as refusal:
         solve(comm, device(1000))
@@ -176,7 +188,8 @@ def data(comm, folder, monkeypatch) -> tuple[Path, Path]:
     """Data sets to learn from and to test on; --device cuda is the CPU."""
     from dml_hpc import cuda
 
-    monkeypatch.setattr(cuda, "Cuda", HostCuda)
+    if not ON_A_GPU:
+        monkeypatch.setattr(cuda, "Cuda", HostCuda)
     if comm.rank == 0:
         import_ratings(folder, "train", TRAIN, (4, 6))
         import_ratings(folder, "test", TEST, (3, 2))
@@ -196,7 +209,7 @@ def test_the_file_predicts_what_the_run_has_told(comm, folder, data, algorithm):
     assert found["rmse"] == pytest.approx(told["rmse_test"], rel=1e-5)
     assert found["mae"] == pytest.approx(told["mae_test"], rel=1e-5)
     assert told["device"] == "cuda" and told["deterministic"] == (algorithm == "als")
-    assert (told["staged"] is None) == (comm.size == 1)
+    assert ON_A_GPU or (told["staged"] is None) == (comm.size == 1)
     assert run(comm, train, folder / "cpu.h5", device="cpu", algorithm=algorithm)["deterministic"]
 
 
