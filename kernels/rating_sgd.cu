@@ -10,6 +10,7 @@
 namespace dml {
 
 constexpr int CHUNK = 256;  // also in cuda/rating_sgd.py
+constexpr float BIAS_STEP = 0.3f;  // of a factor's step; also in rating_sgd.py, which says why
 
 // `count` ratings, of which `sgd` takes number `first` first, and the rows that they are about; null: there are none.
 struct alignas(16) RatingBlock {
@@ -98,7 +99,7 @@ sgd(const RatingBlock* __restrict__ blocks, long long n_blocks, long long chunks
             p.store(row_p, lane, packs);
             q.store(row_q, lane, packs);
             if (mine) {
-                const float step = lane == 0 ? step_p : step_q;
+                const float step = BIAS_STEP * (lane == 0 ? step_p : step_q);
                 __stcg(mine, lane < 2 ? value + step * (e - bias_l2 * value) : value + (lane == 2 ? more_p : more_q));
             }
         }
