@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from dml_hpc.kernels.apart import apart
 from dml_hpc.kernels.cholesky_blocks import factor_block, solve_block, substitute_block
 from dml_hpc.kernels.tiles import (
     COMBINED,
@@ -27,6 +28,7 @@ def add_products(left, left_at, right, right_at, count, width, A, stride):
 
     A has ``width`` rows and columns, one row ``stride`` elements after the other.
     """
+    apart()
     for first in range(0, width, TILE_ROWS):
         column = first // LANES * LANES
         while column + TILE_VECTORS * LANES <= width:
@@ -41,6 +43,7 @@ def add_products(left, left_at, right, right_at, count, width, A, stride):
 @njit(cache=True, nogil=True, error_model="numpy")
 def add_rows(rows, at, width, count, factors, factors_at, out):
     """out += Σ_e factors[e]·(row e of ``rows``), over ``count`` rows of ``width``."""
+    apart()
     j = 0
     while j + COMBINED * LANES <= width:
         combine(rows, at + j, width, count, factors, factors_at, out, j)
@@ -57,6 +60,7 @@ def factor(A, width, stride, least, inverses):
     A has ``width`` rows, A and B together ``stride`` columns. ``inverses`` (width,) get 1/U_jj; a pivot U_jj² that is
     not above ``least[j]`` makes row j of U, its inverse and that row of U⁻ᵀB 0.
     """
+    apart()
     for row in range(0, width, LANES):
         for first in range(row, row + LANES if row else row, TILE_ROWS):
             column = row
@@ -74,6 +78,7 @@ def factor(A, width, stride, least, inverses):
 @njit(cache=True, nogil=True, error_model="numpy")
 def substitute(A, width, stride, inverses, b, room):
     """Replace b (width,) by U⁻¹b, U being what `factor` has made of A; ``room`` has `LANES` elements."""
+    apart()
     for row in range(width - LANES, -1, -LANES):
         if row + LANES < width:
             products(A, row * stride + row + LANES, stride, b, row + LANES, (width - row) // LANES - 1, room, 0)
@@ -85,6 +90,7 @@ def substitute(A, width, stride, inverses, b, room):
 @njit(cache=True, nogil=True, error_model="numpy")
 def multiply(rows, count, width, x, out):
     """Set ``out`` to the products of ``count`` rows with x (width,), and more up to the next sixteen."""
+    apart()
     for e in range(0, count, LANES):
         products(rows, e * width, width, x, 0, width // LANES, out, e)
 

@@ -32,7 +32,7 @@ from numba import njit
 
 from dml_hpc.kernels.cholesky import add_products, add_rows, factor, multiply, sixteens, substitute
 from dml_hpc.kernels.lanes import filled, load, multiply_add, store
-from dml_hpc.kernels.rating_entries import dot, gather, misfit, step, targets, weigh
+from dml_hpc.kernels.rating_entries import clear, dot, gather, misfit, step, targets, weigh
 from dml_hpc.kernels.rating_sgd import padded
 from dml_hpc.kernels.tiles import LANES
 
@@ -75,7 +75,9 @@ def _solve(starts, columns, ratings, weights, others, other_biases, gram, x, bia
         if start == stop:
             _clear(n, x, biases, losses, width)
             continue
-        A[:] = b[:] = s[:] = _ZERO
+        clear(A)
+        clear(b)
+        clear(s)
         if len(gram):
             for i in range(width):
                 for j in range(0, width, LANES):
@@ -126,7 +128,7 @@ def _solve(starts, columns, ratings, weights, others, other_biases, gram, x, bia
             multiply(q, high - low, width, b, predicted)
             fit += misfit(high - low, a, t, predicted, bias, gram)
         if len(gram):
-            s[:] = _ZERO
+            clear(s)
             add_rows(gram, 0, width, width, b, 0, s)
             fit += np.float64(dot(s, b))
         losses[n, 0] = fit
@@ -147,7 +149,7 @@ def _solve_cg(starts, columns, ratings, weights, others, other_biases, gram, x, 
             store(own, j, load(x, n * width + j, _ZERO))
         # First r = b − Ax; a bias is one more unknown, of which these are the last elements.
         bias = _ZERO if not len(biases) else biases[n]
-        r[:] = _ZERO
+        clear(r)
         total, fit, r_last = 0.0, 0.0, 0.0
         for low in range(start, stop, most):
             high = min(low + most, stop)
@@ -162,18 +164,19 @@ def _solve_cg(starts, columns, ratings, weights, others, other_biases, gram, x, 
             add_rows(q, 0, width, high - low, predicted, 0, r)
         ridge = np.float32(np.float64(l2) * (total if not len(gram) else 1.0))
         if len(gram):
-            Ap[:] = _ZERO
+            clear(Ap)
             add_rows(gram, 0, width, width, own, 0, Ap)
             fit += np.float64(dot(Ap, own))
             step(np.float32(-1), Ap, r)
         step(-ridge, own, r)
         last_r = np.float32(r_last) - ridge * bias if len(biases) else _ZERO
         objective = fit + np.float64(ridge) * (np.float64(dot(own, own)) + np.float64(bias * bias))
-        p[:] = r
+        for j in range(0, width, LANES):
+            store(p, j, load(r, j, _ZERO))
         last_p = last_r
         squares = dot(r, r) + last_r * last_r
         for _ in range(steps):
-            Ap[:] = _ZERO
+            clear(Ap)
             sum_p = 0.0
             for low in range(start, stop, most):
                 high = min(low + most, stop)

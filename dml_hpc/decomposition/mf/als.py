@@ -255,7 +255,7 @@ class Als:
 
         def work(piece: tuple[int, int], thread: int) -> None:
             first, last = piece
-            add_gram(table.own[first * width:last * width], width, chunk, per_unit, self._rooms[thread][:width**2],
+            add_gram(table.own[first * width:last * width], width, chunk, per_unit, self._rooms[thread][0][:width**2],
                      self._sums[thread])
 
         self._divide([(first, min(first + step, rows)) for first in range(0, rows, step)], work)
