@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from running import arguments, finish
 
-K, L2, STEP_SIZE = 16, 0.05, 0.1
+K, L2, STEP_SIZE, BIAS_STEP = 16, 0.05, 0.1, 0.3
 APART = (200, 16, 8, 4, 2)
 
 
@@ -54,6 +54,7 @@ def course(data: tuple[np.ndarray, np.ndarray, np.ndarray], at_once: int, epochs
                 slope = e[:, None] * other - L2 * one
                 slope[:, K] = e - L2 * one[:, K]
                 step = STEP_SIZE / np.sqrt(1 + sums[side][of[side]])
+                slope[:, K] *= BIAS_STEP
                 rows[side][of[side]] = one + step[:, None] * slope
                 sums[side][of[side]] += (slope[:, :K]**2).mean(axis=1)
         off = ratings[n:] - predicted(rows[0][users[n:]], rows[1][items[n:]])
@@ -67,11 +68,11 @@ def main() -> None:
     users, items, ratings, epochs = (300, 200, 5000, 2) if options.tiny else (30_000, 10_000, 1_500_000, 12)
     data = drawn(users, items, ratings)
     courses = {apart: course(data, max(1, items // apart), epochs) for apart in APART}
-    found = [{"case": "lost steps", "apart": apart, "at_once": max(1, items // apart), "rmse": rmse,
-              "over_few": rmse[-1] / courses[APART[0]][-1]} for apart, rmse in courses.items()]
-    for case in found:
-        print(f"{case['at_once']:6,} steps at a time, {case['apart']:3} items for each: RMSE {case['rmse'][-1]:.4f}, "
-              f"{case['over_few']:.4f} of the first")
+    found = []
+    for apart, rmse in courses.items():
+        at_once, over_few = max(1, items // apart), rmse[-1] / courses[APART[0]][-1]
+        found.append({"case": "lost steps", "apart": apart, "at_once": at_once, "rmse": rmse, "over_few": over_few})
+        print(f"{at_once:6,} steps at a time, {apart:3} items for each: RMSE {rmse[-1]:.4f}, {over_few:.4f} of the first")
     finish("lost_steps", found, "a simulation; see benchmarks/lost_steps.py", options.tiny)
 
 

@@ -109,13 +109,15 @@ def run(comm: Intracomm, console: Console, ratings: Path, output: Path, k: int =
             comm, output, _pieces(learner.parts(), math.sqrt(learner.scale)), learnt.users, learnt.items, learner.mean,
             {**want.described(), "epochs": outcome.epochs, "lowest": learnt.grid.lowest,
              "highest": learnt.grid.highest, "ratings": learnt.grid.ratings, "scale": learner.scale})
+        resident = getattr(learner, "resident", None)
         own_ratings, bytes_sent, at_work = learner.own_ratings, learner.bytes_sent, learner.ranks_at_work
     if trace is not None:
         write_timeline(comm, trace, clock.spans(started))
     done = outcome.epochs - begun
     per_rank = comm.allgather({name: round(seconds, 6) for name, seconds in clock.seconds.items()} | {
         "work_s": round(work_s, 6), **used, "rows": own_ratings,
-        "examples": own_ratings * done, "bytes_sent": bytes_sent, "peak_bytes": peak_bytes()})
+        "examples": own_ratings * done, "bytes_sent": bytes_sent, "peak_bytes": peak_bytes()} | (
+        {} if resident is None else {"ratings_on_device": resident}))
     learning_s = max(comm.allgather(outcome.learning_s))
     result = {
         "k": k, "algorithm": algorithm, "device": device, "implicit": implicit, "alpha": want.alpha,

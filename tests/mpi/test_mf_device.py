@@ -68,7 +68,7 @@ def factorise(comm, gpu: Any, given=TRAIN, shape=(4, 6), epochs: int = 3, schedu
 CASES = {
     "adagrad": {}, "constant": {"schedule": "constant", "biases": False}, "half": {"factors": "float16", "k": 20},
     "few items": {"shape": (6, 2)}, "weights": {"weights": np.linspace(0.5, 2, len(TRAIN[0])).astype(np.float32)},
-    "empty blocks": {"given": low_rank(count=40), "shape": (9, 9)},
+    "empty blocks": {"given": low_rank(count=40), "shape": (9, 9)}, "ranks without users": {"shape": (2, 3)},
 }
 
 
@@ -208,7 +208,8 @@ def test_the_file_predicts_what_the_run_has_told(comm, folder, data, algorithm):
     found = mf_evaluate.run(comm, Console(rank=1), folder / "f.h5", test)
     assert found["rmse"] == pytest.approx(told["rmse_test"], rel=1e-5)
     assert found["mae"] == pytest.approx(told["mae_test"], rel=1e-5)
-    assert told["device"] == "cuda" and told["deterministic"] == (algorithm == "als")
+    assert told["device"] == "cuda" and all(one["ratings_on_device"] for one in told["per_rank"])
+    assert told["deterministic"] == (algorithm == "als")
     assert ON_A_GPU or (told["staged"] is None) == (comm.size == 1)
     assert run(comm, train, folder / "cpu.h5", device="cpu", algorithm=algorithm)["deterministic"]
 
@@ -251,3 +252,14 @@ def test_reproducible_als_has_the_same_digest_on_any_number_of_ranks(comm, folde
              for ranks, name in ((comm, "all"), (own, f"alone{comm.rank}"))]
     own.Free()
     assert found[0]["weights_digest"] == found[1]["weights_digest"]
+
+
+@pytest.mark.skipif(ON_A_GPU, reason="there is a GPU here")
+def test_without_a_gpu_nothing_is_done(comm, folder):
+    if comm.rank == 0:
+        import_ratings(folder, "train", TRAIN, (4, 6))
+    comm.Barrier()
+    with pytest.raises(AgreedError, match="--device cuda") as refusal:
+        run(comm, folder / "train", folder / "f.h5")
+    assert refusal.value.exit_code == 2 and "\n" not in str(refusal.value)
+    assert not (folder / "f.h5").exists()

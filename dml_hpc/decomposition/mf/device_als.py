@@ -86,6 +86,7 @@ class DeviceAls(Als):
     """
 
     staged = "rows are packed on the host"
+    resident = True
 
     def __init__(self, comm: Intracomm, ratings: Ratings, settings: Settings, clock: Clock, held: Ratings | None,
                  most_bytes: int | None, device: Device, sharers: int):
@@ -106,10 +107,21 @@ class DeviceAls(Als):
             if (held_rows := self._held) is not None:
                 self._held_there = [device.put(one) for one in (held_rows.users, held_rows.items, held_rows.given,
                                                                 held_rows.weights)]
+            self._build()
 
     @staticmethod
     def compile(settings: Settings, weighted: bool) -> None:
-        """Do nothing: kernels are built when they are first launched."""
+        """Do nothing: kernels are built when this is opened."""
+
+    def _build(self) -> None:
+        """Have the kernels built by running them on a row without ratings."""
+        device, width = self._device, self._width
+        x, losses = device.empty(width, np.float32), device.empty((1, 2), np.float64)
+        normal_equations.solve(device, device.zeros(2, np.int64), x, x, None, x, None, None, x, None, losses, width,
+                               0.0, 1.0, 0.0, 0.0, [])
+        if self._held is not None:
+            rating_sgd.predict(device, device.zeros((1, 12), np.int64), 1, np.dtype(np.float32), width, 0.0, 1.0, x)
+        device.synchronize()
 
     def _memory(self, size: int) -> np.ndarray:
         return self._device.pinned(size, np.uint8)

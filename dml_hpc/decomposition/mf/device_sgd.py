@@ -65,10 +65,19 @@ class DeviceSgd(Sgd):
         self._tables = [self._table(turn) for turn in self._turns]
         self._losses = device.zeros(rating_sgd.most_blocks(device), np.float64)
         self._stale = False
+        self._build()
 
     @staticmethod
     def compile(settings: Settings, weighted: bool) -> None:
-        """Do nothing: kernels are built when they are first launched."""
+        """Do nothing: kernels are built when this is opened."""
+
+    def _build(self) -> None:
+        """Have the kernels built by running them on no ratings."""
+        device, form, none = self._device, self.form, self._device.zeros((1, 12), np.int64)
+        rating_sgd.sgd(device, none, 1, (1, 1), form.dtype, form.width, 0.0, 1.0, 0.0, 0.0, 0.0, self._losses)
+        if self.held is not None:
+            rating_sgd.predict(device, none, 1, form.dtype, form.width, 0.0, 1.0, self._predicted)
+        device.synchronize()
 
     def _open_carousel(self) -> Carousel:
         bounds, team = self._grid.item_bounds, self._team
