@@ -72,7 +72,7 @@ def main() -> None:
     for apart, rmse in courses.items():
         at_once, over_few = max(1, items // apart), rmse[-1] / courses[APART[0]][-1]
         found.append({"case": "lost steps", "apart": apart, "at_once": at_once, "rmse": rmse, "over_few": over_few})
-        print(f"{at_once:6,} steps at a time, {apart:3} items for each: RMSE {rmse[-1]:.4f}, {over_few:.4f} of the first")
+        print(f"{at_once:6,} at a time, {apart:3} items for each: RMSE {rmse[-1]:.4f}, {over_few:.4f} of that")
     finish("lost_steps", found, "a simulation; see benchmarks/lost_steps.py", options.tiny)
 
 
