@@ -519,8 +519,8 @@ def svd_apply(comm: Any, console: Any, **arguments: Any) -> Any:
         f"[default: {MF_EPOCHS['sgd']}, als: {MF_EPOCHS['als']}; with --time-budget no limit]")
 @option("--time-budget", type=Finite(min=0, min_open=True), default=None, metavar="SECONDS", help="Stop after the "
         "first epoch that ends later than this.")
-@option("--tolerance", type=NOT_NEGATIVE, default=None, metavar="SHARE", help="Stop when an epoch lowers the RMSE, "
-        "that of --test where it is given, or the objective of --implicit, by less than this share.  [default: never]")
+@option("--tolerance", type=NOT_NEGATIVE, default=None, metavar="SHARE", help="Stop when an epoch lowers the RMSE "
+        "of --test, else the objective (als) or training RMSE (sgd), by less than this share of it.  [default: never]")
 @option("--test", type=PATH, default=None, metavar="RATINGS", help="Tell the RMSE of these ratings, too, after "
         "every epoch; their users and items are matched by their ids.")
 @option("--factors", type=click.Choice(["float32", "float16"]), default=None, help="sgd: type in which factors are "

@@ -36,7 +36,29 @@ def test_factors_are_learnt_and_evaluated(ratings, tmp_path):
     assert found["rmse"] == pytest.approx(told["rmse_test"], rel=1e-5)
 
 
+@pytest.mark.parametrize("options", [["--threads", 2], ["--implicit", "--alpha", 5, "--l2", 1]])
+def test_factors_are_learnt_by_least_squares(ratings, tmp_path, options):
+    if "--implicit" in options:
+        users, items, given = low_rank()
+        ratings = import_ratings(tmp_path, "counts", (users, items, abs(given)))
+    else:
+        options = [*options, "--test", ratings]
+    done = dml_hpc("mf", ratings, "-k", 3, "--algorithm", "als", "--epochs", 2, "-o", tmp_path / "f.h5", "--json",
+                   "--trace", tmp_path / "trace.json", "--record", tmp_path / "runs.jsonl", *options)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["algorithm"], told["epochs"], len(told["losses"])) == ("als", 2, 2)
+    assert told["losses"][1] < told["losses"][0] and told["updates_per_s"] > 0
+    assert told["implicit"] == ("--implicit" in options) == (told["rmse_train"] is None)
+    assert told["schedule"] is None and told["step_sizes"] == []
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert json.loads((tmp_path / "runs.jsonl").read_text())["weights_digest"] == told["weights_digest"]
+
+
 @pytest.mark.parametrize(("words", "says"), [
+    (["mf", "RATINGS", "--algorithm", "als", "--step-size", "1", "-o", "f.h5"], "--step-size is for --algorithm sgd"),
+    (["mf", "RATINGS", "--solver", "cg", "-o", "f.h5"], "--solver is for --algorithm als"),
+    (["mf", "RATINGS", "--algorithm", "als", "--implicit", "-o", "f.h5"], "holds negative ratings"),
     (["mf", "RATINGS", "-k", "0", "-o", "f.h5"], "-k"),
     (["mf", "RATINGS", "--resume", "-o", "f.h5"], "--checkpoint DIR"),
     (["mf", "RATINGS", "-o", "RATINGS/f.h5"], "choose another -o"),

@@ -26,6 +26,7 @@ from dml_hpc.kernels.rating_lists import mark, renumber
 from dml_hpc.kernels.rating_sgd import lanes_of, predict
 from dml_hpc.mpi import agreed
 from dml_hpc.store.state import Kept, State
+from dml_hpc.watch import progressed
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -192,7 +193,8 @@ class Als:
 
     def _losses(self, users: Any, items: Any) -> np.ndarray:
         """Collective: return the sum of squares after both half-steps, and the penalties."""
-        return summed_exactly(self.comm, np.concatenate([users.losses * [0, 1], items.losses]))
+        users.losses[:, 0] = 0  # of old items; what the new ones make of it is told with these
+        return summed_exactly(self.comm, users.losses, items.losses)
 
     def errors(self) -> Errors:
         """Collective: return how far predictions are off for the ratings held out."""
@@ -202,7 +204,7 @@ class Als:
                 *lanes_of(self._width), np.float32(self.mean), np.float32(self.scale), held.predicted)
         self.clock.lap("compute")
         found = held.errors()
-        self.clock.lap("communicate")
+        self.clock.lap("communicate" if self.comm.size > 1 else "compute")
         return found
 
     def _solve(self, half: _Half, chunk: int) -> None:
@@ -270,6 +272,7 @@ class Als:
         def some(thread: int) -> None:
             for piece in left:  # next() of a list's iterator is atomic
                 work(piece, thread)
+                progressed()
 
         if self._pool is None:
             some(0)
@@ -278,6 +281,9 @@ class Als:
             running.result()
 
     def _gather(self, table: Table) -> None:
+        if self.comm.size == 1:
+            self.clock.lap("compute")
+            return
         table.gather()
         self.clock.meet()
 

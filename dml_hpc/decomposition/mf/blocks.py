@@ -13,6 +13,8 @@ from dml_hpc.data.ratings.opened import Ratings
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
+_PIECE_ROWS = 1 << 14
+
 
 class Blocks:
     """Blocks of ``ratings`` as the kernels take them; what had to be read, not mapped, is kept up to ``most_bytes``."""
@@ -71,14 +73,19 @@ def summed(comm: Intracomm, of_stripes: np.ndarray) -> np.ndarray:
     return np.add.accumulate(everything, axis=0)[-1]
 
 
-def summed_exactly(comm: Intracomm, values: np.ndarray) -> np.ndarray:
-    """Collective: return the sum (c,) of all ranks' ``values`` (n, c) float64; NaN where any is not finite.
+def summed_exactly(comm: Intracomm, *parts: np.ndarray) -> np.ndarray:
+    """Collective: return the sum (c,) of all rows of all ranks' ``parts`` (n, c) float64; NaN where any is not finite.
 
     The bits do not depend on who has which: values are rounded to a common unit, and added as whole numbers.
     """
-    units = common_units(comm, np.abs(values).max(axis=0, initial=0), len(values))
-    own = np.rint(np.where(np.isnan(units), 0, values) / np.where(np.isnan(units), 1, units)).astype(np.int64)
-    return units * summed_units(comm, own.sum(axis=0))
+    pieces = [part[first:first + _PIECE_ROWS] for part in parts for first in range(0, len(part), _PIECE_ROWS)]
+    most = np.max([np.abs(piece).max(axis=0) for piece in pieces] + [np.zeros(parts[0].shape[1])], axis=0)
+    units = common_units(comm, most, sum(map(len, pieces)))
+    finite = np.isfinite(units)
+    own = np.zeros(len(units), np.int64)
+    for piece in pieces:
+        own += np.rint(np.where(finite, piece, 0) / np.where(finite, units, 1)).astype(np.int64).sum(axis=0)
+    return units * summed_units(comm, own)
 
 
 def common_units(comm: Intracomm, most: np.ndarray, count: int) -> np.ndarray:
@@ -88,7 +95,8 @@ def common_units(comm: Intracomm, most: np.ndarray, count: int) -> np.ndarray:
     """
     found = np.array(comm.allgather([*np.where(np.isfinite(most), most, np.inf).tolist(), count]))
     bound = found[:, :-1].max(axis=0) * found[:, -1].sum()
-    return np.where(np.isfinite(bound), 2.0 ** (np.frexp(np.where(np.isfinite(bound), bound, 0))[1] - 61.0), np.nan)
+    finite = np.isfinite(bound)
+    return np.where(finite, 2.0 ** (np.frexp(np.where(finite, bound, 0))[1] - 61.0), np.nan)
 
 
 def summed_units(comm: Intracomm, own: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ PART = "mf"
 class Limits:
     """When a run ends: after ``epochs``, after ``seconds``, or an epoch that lowers the error by less than
     ``tolerance`` of it (None: never mind). The error is the RMSE of the ratings held out where there are any, else the
-    training one, or, where there is none, the objective.
+    objective, or, where the algorithm does not tell it, the training RMSE.
     """
 
     epochs: int | None
@@ -54,8 +54,8 @@ class Outcome:
 
     @property
     def course(self) -> list[float]:
-        """What falls from epoch to epoch: the error of the ratings held out, or learnt from, or the objective."""
-        return self.rmse_test or self.rmse_train or self.losses
+        """What falls from epoch to epoch: the error of the ratings held out, the objective, or the training error."""
+        return self.rmse_test or self.losses or self.rmse_train
 
 
 def learn(learner: Learner, steps: StepSizes | None, limits: Limits, saving: Saving,
