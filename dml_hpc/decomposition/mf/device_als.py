@@ -19,6 +19,7 @@ from dml_hpc.errors import UserError
 from dml_hpc.kernels.cuda import normal_equations, rating_sgd
 from dml_hpc.mpi import agreed
 from dml_hpc.store.state import Kept, State
+from dml_hpc.watch import progressed
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -173,6 +174,7 @@ class DeviceAls(Als):
                                half.own.own_biases, half.losses, self._width, self.mean, 1 / self.scale, settings.l2,
                                settings.alpha or 0.0, half.groups)
         device.synchronize()
+        progressed()
         self.clock.lap("compute")
 
     def _gather(self, table: Table) -> None:
