@@ -38,20 +38,20 @@ from dml_hpc.kernels.tiles import LANES
 
 __all__ = ["padded", "room", "solve", "solve_cg"]
 
-GATHERED_BYTES = 1 << 17
-"""Rows of the other side that are copied at a time: they stay in the second-level cache while they are used."""
+GATHERED_BYTES = 1 << 21
+"""Rows of the other side that are copied at a time, to lie one after the other while they are gone over."""
 _PART = 64
 """Of these, so many are multiplied at a time, from the first-level cache."""
 _TINY = np.float32(1.2e-7)
 _ZERO = np.float32(0)
 
 
-def room(width: int) -> tuple[np.ndarray, ...]:
-    """Return scratch memory for `solve` and `solve_cg`, for one thread.
+def room(width: int, gathered_bytes: int = GATHERED_BYTES) -> tuple[np.ndarray, ...]:
+    """Return scratch memory for `solve` and `solve_cg`, for one thread; longer rows are gone over piece by piece.
 
     These are a matrix with a right-hand side, rows gathered, rows weighed, three numbers an entry, and four vectors.
     """
-    rows = max(GATHERED_BYTES // (4 * width) // _PART, 1) * _PART
+    rows = max(gathered_bytes // (4 * width) // _PART, 1) * _PART
     return tuple(map(sixteens, (width * (width + LANES), rows * width, _PART * width, *(rows,) * 3, *(width,) * 4)))
 
 

@@ -64,6 +64,7 @@ CASES = {
     "implicit weights": {"given": COUNTS, "alpha": 5.0, "solver": "cg", "threads": 2,
                          "weights": np.linspace(0.5, 2, len(TRAIN[0])).astype(np.float32)},
     "one block": {"shape": (1, 1)}, "a heavy user": {"given": low_rank(heavy=True)},
+    "few rows": {"given": (np.array([0, 1, 0]), np.array([0, 0, 1]), np.array([1, 2, 3], np.float32))},
     "singular": {"l2": 0.0, "k": 20}, "empty blocks": {"given": low_rank(count=40), "shape": (9, 9)},
 }
 

@@ -11,6 +11,7 @@ from dml_hpc.kernels.normal_equations import padded, room, solve, solve_cg
 pytestmark = pytest.mark.maths
 
 MEAN, INVERSE = 3.0, 0.8
+GATHERED_BYTES = 1 << 16
 COUNTS = [0, 1, 3, 15, 16, 17, 40, 64, 65, 200, 2500]
 """Entries of rows: none, fewer than factors, and more than are gathered at a time."""
 
@@ -38,9 +39,9 @@ class Problem:
         given = (self.starts, self.columns, self.ratings, self.weights, self.others.reshape(-1), self.other_biases,
                  self.gram, self.x.reshape(-1), self.biases, self.losses, self.width, MEAN, INVERSE, l2, self.alpha)
         if steps is None:
-            solve(*given, first, last, room(self.width))
+            solve(*given, first, last, room(self.width, GATHERED_BYTES))
         else:
-            solve_cg(*given, steps, first, last, room(self.width))
+            solve_cg(*given, steps, first, last, room(self.width, GATHERED_BYTES))
 
     def row(self, n: int, l2: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
         """Return rows, a, targets, matrix without a penalty, and the penalty, float64; a bias is a last column."""

@@ -22,7 +22,7 @@ from dml_hpc.decomposition.mf.strata import Strata
 from dml_hpc.decomposition.mf.table import Table
 from dml_hpc.kernels.gram import add_gram
 from dml_hpc.kernels.normal_equations import padded, room, solve, solve_cg
-from dml_hpc.kernels.rating_lists import mark, renumber
+from dml_hpc.kernels.rating_lists import count_rows, mark, pack, place_entries, renumber
 from dml_hpc.kernels.rating_sgd import lanes_of, predict
 from dml_hpc.mpi import agreed
 from dml_hpc.store.state import Kept, State
@@ -157,8 +157,13 @@ class Als:
             solve(*fixed, 0, 0, room(width))
         if implicit:
             add_gram(values, width, 1, 1.0, squares, np.zeros(width**2, np.int64))
+        weights = values if weighted else None
+        starts = np.zeros(0, np.int64)
+        count_rows(numbers, starts)
+        place_entries(numbers, numbers, values, weights, 0, np.int32(0), starts, numbers, values, weights)
         mark(numbers, np.empty(0, np.uint8))
         renumber(numbers, numbers)
+        pack(values, width, starts, values)
         predict(numbers, numbers, values, values, biases, biases, *lanes_of(width), np.float32(0), np.float32(1),
                 values)
 
