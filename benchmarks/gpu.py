@@ -9,6 +9,7 @@ written). Contestants take turns; ratios are of medians.
 - reduce and update: the sum of k buffers with a momentum step, against copying
 - node: two ranks on one GPU (by mpirun), ``hierarchical`` by CUDA IPC, against what its bytes take, and against staging
 - svd: a pass of randomized SVD, AᵀAV, against CuPy's two products
+- rating sgd, als: epochs of `mf`, see benchmarks/gpu_factors.py
 - step: a whole step of `train`, against its gradient alone (captured: not what launching it takes), at several sizes
 """
 
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gpu_factors
 import numpy as np
 from running import ONE_THREAD, TOOLS, arguments, dml_hpc, finish, medians
 
@@ -213,6 +215,7 @@ def cases(device: Device, sizes: Sizes, repeats: int, least_s: float = LEAST_S) 
     found += [reduce_and_update(device, buffers, sizes.vector_bytes, repeats, least_s) for buffers in (2, 8)]
     found.append(svd(device, *sizes.svd, repeats, least_s))
     found += [step(device, *one, repeats, least_s) for one in sizes.steps]
+    found += gpu_factors.cases(device, sizes is TINY, repeats)
     return found
 
 

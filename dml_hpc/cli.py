@@ -536,6 +536,7 @@ def svd_apply(comm: Any, console: Any, **arguments: Any) -> Any:
 @option("--trace", type=PATH, default=None, metavar="FILE.json",
         help="Write a timeline of every rank for chrome://tracing or ui.perfetto.dev.")
 @overwrite
+@device
 def mf(comm: Any, console: Any, **arguments: Any) -> Any:
     """Factors of users and items whose products predict RATINGS: matrix factorisation.
 

@@ -251,6 +251,10 @@ class _CudaEvent(Event):
     def __init__(self, event: Any) -> None:
         self.event = event
 
+    @property
+    def done(self) -> bool:
+        return bool(self.event.done)
+
     def wait(self) -> None:
         self.event.synchronize()
 

@@ -33,6 +33,11 @@ def cpp_name(dtype: Any) -> str:
 class Event(ABC):
     """A place in a stream of a device's work."""
 
+    @property
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether all the work before it is done."""
+
     @abstractmethod
     def wait(self) -> None:
         """Return when all the work before it is done."""

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What one GPU shows, in under 8 minutes: the tests of the device's code on it, and what it does beside its memory.
+# What one GPU shows, in under 10 minutes: the tests of the device's code on it, and what it does beside its memory.
 #   scripts/gpu_check.sh [--tests-only]
 # Builds an environment in .venv-gpu (with CuPy for the driver's CUDA), or takes the Python that $GPU_PYTHON names,
 # with the project and CuPy in it. Writes benchmarks/results/gpu.json.
@@ -34,7 +34,7 @@ DML_HPC_TEST_DEVICE=cuda timeout 240 "$python" -m pytest -q tests/gpu --ignore=t
 if command -v mpirun >/dev/null; then
     for n in 1 2; do
         DML_HPC_TEST_DEVICE=cuda timeout 120 mpirun -n "$n" "$python" -m pytest -q --with-mpi tests/mpi/test_device_reducers.py \
-            tests/mpi/test_train_device.py -x
+            tests/mpi/test_train_device.py tests/mpi/test_mf_device.py -x
     done
 fi
-[ "${1:-}" = --tests-only ] || timeout 240 "$python" benchmarks/gpu.py
+[ "${1:-}" = --tests-only ] || timeout 400 "$python" benchmarks/gpu.py

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dml_hpc.comm.clock import PHASES, Clock
+from dml_hpc.commands.devices import open_gpu
 from dml_hpc.commands.keeping import Keeping, about_run
 from dml_hpc.commands.mf_options import wanted
 from dml_hpc.commands.whereabouts import whereabouts
@@ -17,6 +18,7 @@ from dml_hpc.decomposition.mf.als import Als
 from dml_hpc.decomposition.mf.course import Limits, Outcome, learn
 from dml_hpc.decomposition.mf.learner import Learner, Part
 from dml_hpc.decomposition.mf.sgd import Sgd
+from dml_hpc.device import Device
 from dml_hpc.errors import UserError
 from dml_hpc.files import check_output
 from dml_hpc.kernels import start_compiler
@@ -42,9 +44,10 @@ def run(comm: Intracomm, console: Console, ratings: Path, output: Path, k: int =
         memory_limit: int | None = None, reproducible: bool = False, seed: int = 0, trace: Path | None = None,
         overwrite: bool = False, checkpoint: Path | None = None, checkpoint_every: Every | None = None,
         keep: int | None = None, resume: bool = False, memory: Memory | None = None, live: Live | None = None,
-        probe: bool = False) -> dict[str, Any]:
+        probe: bool = False, device: str = "cpu") -> dict[str, Any]:
     """Collective: factorise the data set ``ratings`` and write the factors to ``output``.
 
+    With ``device`` "cuda" factors are learnt on GPUs: see `dml_hpc.decomposition.mf.device_sgd` and ``device_als``.
     ``checkpoint``, ``checkpoint_every``, ``keep``, ``resume``, ``memory`` and ``live`` are those of `Keeping`; a step
     is an epoch. With ``probe`` the wire between ranks is measured at the end. Returns the ``--json`` keys. Raises
     `AgreedError` on every rank for what the user can mend, before anything is written.
@@ -57,13 +60,14 @@ def run(comm: Intracomm, console: Console, ratings: Path, output: Path, k: int =
         want = wanted({"k": k, "algorithm": algorithm, "l2": l2, "biases": biases, "implicit": implicit, "alpha": alpha,
                        "solver": solver, "schedule": schedule, "step_size": step_size, "epochs": epochs,
                        "factors": factors, "seed": seed, "threads": threads}, time_budget, reproducible,
-                      test is not None)
+                      test is not None, device)
         if comm.rank == 0:
             check_output(output, overwrite or keeping.again, inputs=inputs)
             if trace is not None:
                 if trace.absolute() == output.absolute():
                     raise UserError(f"--trace and -o name the same file, {output}; choose another")
                 check_output(trace, overwrite or keeping.again, option="--trace", inputs=inputs)
+    gpu, sharers = open_gpu(comm, console, device)
     learnt = open_ratings(comm, ratings)
     held = None if test is None else open_ratings(comm, test)
     node_ranks = ranks_on_node(comm)
@@ -81,16 +85,19 @@ def run(comm: Intracomm, console: Console, ratings: Path, output: Path, k: int =
     kept = keeping.kept(comm, console, about)
     with agreed(comm):
         _check_limits(kept, want.epochs)
-    kind: Any = Als if algorithm == "als" else Sgd
+    kind, besides = _kind(algorithm, gpu, sharers)
     start_compiler()
     with first_on_node(comm):
         kind.compile(want.settings, learnt.weighted)
     clock = Clock(timeline=trace is not None)
     begun = 0 if kept is None else kept.part("loop").values["step"]
     with keeping.saving(comm, console, about, kept) as saving, kind(
-            comm, learnt, want.settings, clock, held, most_bytes) as found:
+            comm, learnt, want.settings, clock, held, most_bytes, **besides) as found:
         learner: Learner = found
         _introduce(console, learnt, learner, comm.allgather(learner.own_ratings), algorithm)
+        staged = getattr(learner, "staged", None) if comm.size > 1 else None
+        if staged is not None:
+            console.say(f"factors  go from GPU to GPU through pinned host memory: {staged}")
         bar = console.bar(want.epochs or 0, "factorising", begun)
         comm.Barrier()  # so that time begins at once everywhere
         began, taken = time.perf_counter(), usage()
@@ -102,16 +109,19 @@ def run(comm: Intracomm, console: Console, ratings: Path, output: Path, k: int =
             comm, output, _pieces(learner.parts(), math.sqrt(learner.scale)), learnt.users, learnt.items, learner.mean,
             {**want.described(), "epochs": outcome.epochs, "lowest": learnt.grid.lowest,
              "highest": learnt.grid.highest, "ratings": learnt.grid.ratings, "scale": learner.scale})
+        resident = getattr(learner, "resident", None)
         own_ratings, bytes_sent, at_work = learner.own_ratings, learner.bytes_sent, learner.ranks_at_work
     if trace is not None:
         write_timeline(comm, trace, clock.spans(started))
     done = outcome.epochs - begun
     per_rank = comm.allgather({name: round(seconds, 6) for name, seconds in clock.seconds.items()} | {
         "work_s": round(work_s, 6), **used, "rows": own_ratings,
-        "examples": own_ratings * done, "bytes_sent": bytes_sent, "peak_bytes": peak_bytes()})
+        "examples": own_ratings * done, "bytes_sent": bytes_sent, "peak_bytes": peak_bytes()} | (
+        {} if resident is None else {"ratings_on_device": resident}))
     learning_s = max(comm.allgather(outcome.learning_s))
     result = {
-        "k": k, "algorithm": algorithm, "implicit": implicit, "alpha": want.alpha, "solver": want.solver,
+        "k": k, "algorithm": algorithm, "device": device, "implicit": implicit, "alpha": want.alpha,
+        "solver": want.solver,
         "epochs": outcome.epochs,
         "rmse_train": outcome.rmse_train[-1] if outcome.rmse_train else None,
         "rmse_test": outcome.rmse_test[-1] if outcome.rmse_test else None,
@@ -123,7 +133,8 @@ def run(comm: Intracomm, console: Console, ratings: Path, output: Path, k: int =
         "rmses_train": outcome.rmse_train, "rmses_test": outcome.rmse_test, "losses": outcome.losses,
         "step_sizes": outcome.step_sizes, "l2": want.l2, "biases": want.biases, "schedule": want.schedule,
         "step_size": want.step_size, "factors_dtype": want.factors, "seed": seed, "threads": want.threads,
-        "reproducible": reproducible, "stopped": outcome.stopped, "weights_digest": digest,
+        "reproducible": reproducible, "deterministic": gpu is None or algorithm != "sgd", "staged": staged,
+        "stopped": outcome.stopped, "weights_digest": digest,
         "users": learnt.grid.users, "items": learnt.grid.items, "ratings": learnt.grid.ratings,
         "rows": learnt.grid.ratings, "grid": list(learnt.grid.shape), "ranks_at_work": at_work, "data": str(ratings),
         "test": None if test is None else str(test), "output": str(output),
@@ -137,6 +148,17 @@ def run(comm: Intracomm, console: Console, ratings: Path, output: Path, k: int =
     }
     _tell(console, result)
     return result
+
+
+def _kind(algorithm: str, gpu: Device | None, sharers: int) -> tuple[Any, dict[str, Any]]:
+    """Return the class of what learns, and what it is told besides."""
+    if gpu is None:
+        return Als if algorithm == "als" else Sgd, {}
+    # They take a while to import.
+    from dml_hpc.decomposition.mf.device_als import DeviceAls
+    from dml_hpc.decomposition.mf.device_sgd import DeviceSgd
+
+    return DeviceAls if algorithm == "als" else DeviceSgd, {"device": gpu, "sharers": sharers}
 
 
 def _most_bytes(memory_limit: int | None, node_ranks: int) -> int | None:

@@ -13,6 +13,9 @@ from dml_hpc.errors import UserError
 OF_ALGORITHM = {"schedule": "sgd", "step_size": "sgd", "factors": "sgd", "implicit": "als", "alpha": "als",
                 "solver": "als"}
 
+MOST_GPU_K = {"sgd": 512, "als": 128}
+"""What the kernels for GPUs have room for; also in `dml_hpc.kernels.cuda`."""
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -54,7 +57,8 @@ class Wanted:
         return {name: getattr(self, name) for name in ("k", "algorithm", "l2", "biases", *own, "seed")}
 
 
-def wanted(given: dict[str, Any], time_budget: float | None, reproducible: bool, test: bool) -> Wanted:
+def wanted(given: dict[str, Any], time_budget: float | None, reproducible: bool, test: bool,
+           device: str = "cpu") -> Wanted:
     """Return what the options ``given`` (None: nothing was said) mean together; raises `UserError`."""
     algorithm = given["algorithm"]
     for name, owner in OF_ALGORITHM.items():
@@ -72,13 +76,15 @@ def wanted(given: dict[str, Any], time_budget: float | None, reproducible: bool,
     if implicit and test:
         raise UserError("--test tells an RMSE, and --implicit predicts no ratings; leave it out, and measure what was "
                         "learnt by `dml-hpc mf evaluate FACTORS RATINGS --at 10`")
+    if device == "cuda":
+        _check_gpu(algorithm, given["k"], given["solver"], reproducible)
     epochs = given["epochs"]
     if epochs is None and time_budget is None:
         epochs = EPOCHS[algorithm]
     own: dict[str, Any]
     if algorithm == "als":
         own = {"implicit": implicit, "alpha": (given["alpha"] or ALPHA) if implicit else None,
-               "solver": given["solver"] or ("cg" if implicit else "cholesky")}
+               "solver": given["solver"] or ("cg" if implicit and device == "cpu" else "cholesky")}
     else:
         schedule = given["schedule"] or "adagrad"
         if schedule == "cosine" and given["epochs"] is None and time_budget is not None:
@@ -88,6 +94,18 @@ def wanted(given: dict[str, Any], time_budget: float | None, reproducible: bool,
     l2 = L2["implicit" if implicit else algorithm] if given["l2"] is None else given["l2"]
     return Wanted(algorithm, given["k"], l2, not implicit and given["biases"] is not False, epochs, given["seed"],
                   given["threads"] or rank_threads(), **own)
+
+
+def _check_gpu(algorithm: str, k: int, solver: str | None, reproducible: bool) -> None:
+    """Raise `UserError` for what GPUs do not do."""
+    if algorithm == "sgd" and reproducible:
+        raise UserError("--reproducible: on GPUs the ratings of a block are taken all at once, and factors differ from "
+                        "run to run; leave out --device cuda, or take --algorithm als")
+    if solver == "cg":
+        raise UserError("--solver cg computes on the CPU; leave out --device cuda, or take --solver cholesky")
+    if k > MOST_GPU_K[algorithm]:
+        raise UserError(f"--algorithm {algorithm} takes up to -k {MOST_GPU_K[algorithm]} on GPUs, and this is -k {k}; "
+                        "leave out --device cuda, or take fewer factors")
 
 
 def rank_threads() -> int:

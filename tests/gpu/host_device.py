@@ -292,7 +292,15 @@ class _End(Event):
     """The end of some copies."""
 
     def __init__(self, device: HostCuda, copies: list[_Copy]) -> None:
-        self._device, self._copies = device, copies
+        self._device, self._copies, self._asked = device, copies, False
+
+    @property
+    def done(self) -> bool:
+        """Not when it is asked first, as on a GPU, then yes."""
+        asked, self._asked = self._asked, True
+        if asked:
+            self.wait()
+        return asked
 
     def wait(self) -> None:
         self._device._finish(self._copies)

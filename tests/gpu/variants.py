@@ -3,6 +3,7 @@
 Names are in namespace dml. HOT are those that must not spill a register.
 """
 
+from dml_hpc.kernels.cuda import normal_equations, rating_sgd
 from dml_hpc.kernels.cuda.products import SHAPES
 
 _FLAGS = ("true", "false")
@@ -55,9 +56,12 @@ VARIANTS: dict[str, list[str]] = {
                             f"row_decisions<{kind}>")),
                         *(name for kinds in _SPARSE for name in (
                             f"sparse_row_squares<{kinds}>", f"sparse_fixed_products<{kinds}>"))],
+    "normal_equations.cu": [f"solve<{tile}>" for tile in sorted({tile for tile, _ in normal_equations.SHAPES})],
     "products.cu": ["add_products", *(f"fused<{stored}, {', '.join(map(str, shape))}, {sums}>"
                                       for sums in ("double", "long long") for stored in ("half", "float")
                                       for shape in SHAPES)],
+    "rating_sgd.cu": [f"{kernel}<{stored}, {lanes}, {packs}>" for lanes, packs in rating_sgd.SHAPES
+                      for stored in ("float", "half") for kernel in ("sgd", "predict")],
     "scaling.cu": [f"{kernel}<{kind}>" for kernel in ("fold", "fold_biases", "pull_back")
                    for kind in ("float", "double")],
     "softmax_steps.cu": [*(f"steps<{stored}, {kind}>" for stored, kind in _STORED),
@@ -79,10 +83,12 @@ HOT: dict[str, list[str]] = {
     "blocks.cu": VARIANTS["blocks.cu"],
     "csr_products.cu": VARIANTS["csr_products.cu"],
     "csr_fixed.cu": VARIANTS["csr_fixed.cu"],
+    "normal_equations.cu": VARIANTS["normal_equations.cu"],
     "products.cu": VARIANTS["products.cu"],
     "glm.cu": [name for name in VARIANTS["glm.cu"] if not name.startswith("sequential_sgd")],
     "glm_sparse.cu": [name for name in VARIANTS["glm_sparse.cu"] if not name.startswith("sequential_sparse")],
     "network.cu": VARIANTS["network.cu"],
+    "rating_sgd.cu": VARIANTS["rating_sgd.cu"],
     "network_rows.cu": VARIANTS["network_rows.cu"],
     "compression.cu": ["encode_bfloat16", "encode_float16", "widen_float16"],
     "sums.cu": ["add_up<float,float>", "add_up<double,double>", "add_up<long long,long long>", "add_up<half,half>",

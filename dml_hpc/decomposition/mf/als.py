@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from dml_hpc.decomposition.mf.blocks import Blocks, moments, summed_exactly
 from dml_hpc.decomposition.mf.held_out import Errors, HeldRows
 from dml_hpc.decomposition.mf.learner import Part, Progress
 from dml_hpc.decomposition.mf.lists import Lists, Side
+from dml_hpc.decomposition.mf.rows import aligned
 from dml_hpc.decomposition.mf.strata import Strata
 from dml_hpc.decomposition.mf.table import Table
 from dml_hpc.kernels.gram import add_gram
@@ -106,7 +107,7 @@ class Als:
             mark(other.others, needed)
             if number and self._held is not None:
                 mark(self._held.known_items, needed)
-            table = Table(comm, bound, np.flatnonzero(needed), settings.k, self._width, self._biased)
+            table = Table(comm, bound, np.flatnonzero(needed), settings.k, self._width, self._biased, self._memory)
             places = table.places()
             renumber(other.others, places)
             if number and self._held is not None:
@@ -124,6 +125,10 @@ class Als:
         self._rooms = [room(self._width) for _ in range(settings.threads)]
         self._sums = [np.zeros(self._width**2, np.int64) for _ in range(settings.threads if self._implicit else 0)]
         self._gram = np.zeros(self._width**2, np.float32) if self._implicit else None
+
+    def _memory(self, size: int) -> np.ndarray:
+        """Return memory (size,) uint8 for rows, which are sent from and received in it."""
+        return aligned(size)
 
     def __enter__(self) -> Als:
         return self
@@ -174,12 +179,11 @@ class Als:
         """
         clock = self.clock
         clock.start()
-        users, items = self._halves
+        users, items = self._half_steps()
         self._solve(users, self._chunks[1])
         self._gather(self.users)
         self._solve(items, self._chunks[0])
-        users.losses[:, 0] = 0  # of old items; what the new ones make of it is told with these
-        found = summed_exactly(self.comm, users.losses, items.losses)
+        found = self._losses(users, items)
         self._gather(self.items)
         clock.settle(self.comm)
         fit, penalties = found.tolist()
@@ -187,6 +191,15 @@ class Als:
             return Progress(None, fit + penalties)
         rmse = math.sqrt(fit / self.weight) * self.scale if self.weight else 0.0
         return Progress(rmse, (fit + penalties) / 2)
+
+    def _half_steps(self) -> tuple[Any, Any]:
+        """Return the users' and the items' half."""
+        return self._halves[0], self._halves[1]
+
+    def _losses(self, users: Any, items: Any) -> np.ndarray:
+        """Collective: return the sum of squares after both half-steps, and the penalties."""
+        users.losses[:, 0] = 0  # of old items; what the new ones make of it is told with these
+        return summed_exactly(self.comm, users.losses, items.losses)
 
     def errors(self) -> Errors:
         """Collective: return how far predictions are off for the ratings held out."""
@@ -219,8 +232,7 @@ class Als:
     def _multiply(self, table: Table, chunk: int) -> None:
         """Collective: set `_gram` to QᵀQ of all rows of a side, the same bits for any number of ranks."""
         assert self._gram is not None
-        width, rows = self._width, table.last - table.first
-        own = max(float(table.own.max(initial=0)), -float(table.own.min(initial=0)))
+        width, own = self._width, self._largest(table)
         self.clock.lap("compute")
         most = max(self.comm.allgather(own))
         self.clock.lap("communicate")
@@ -229,6 +241,21 @@ class Als:
             self._gram[:] = np.nan
             return
         per_unit = 2.0 ** (61 - math.frexp(bound)[1]) if bound else 1.0
+        sums = self._products(table, chunk, per_unit)
+        self.clock.lap("compute")
+        total = np.empty_like(sums)
+        self.comm.Allreduce(sums, total)
+        self.clock.meet()
+        upper = np.triu((total / per_unit).reshape(width, width))
+        self._gram[:] = (upper + np.triu(upper, 1).T).reshape(-1)
+
+    def _largest(self, table: Table) -> float:
+        """Return the largest size of an element of this rank's rows."""
+        return max(float(table.own.max(initial=0)), -float(table.own.min(initial=0)))
+
+    def _products(self, table: Table, chunk: int, per_unit: float) -> np.ndarray:
+        """Return what this rank's rows add to QᵀQ·per_unit: see `add_gram`."""
+        width, rows = self._width, table.last - table.first
         step = chunk * max(1, PIECE_COST // (width * chunk))
         for sums in self._sums:
             sums[:] = 0
@@ -241,12 +268,7 @@ class Als:
         self._divide([(first, min(first + step, rows)) for first in range(0, rows, step)], work)
         for sums in self._sums[1:]:
             self._sums[0] += sums
-        self.clock.lap("compute")
-        total = np.empty_like(self._sums[0])
-        self.comm.Allreduce(self._sums[0], total)
-        self.clock.meet()
-        upper = np.triu((total / per_unit).reshape(width, width))
-        self._gram[:] = (upper + np.triu(upper, 1).T).reshape(-1)
+        return self._sums[0]
 
     def _divide(self, pieces: list[tuple[int, int]], work: Callable[[tuple[int, int], int], None]) -> None:
         """Do ``work`` for all ``pieces``, a thread one after the other."""

@@ -80,12 +80,27 @@ def summed_exactly(comm: Intracomm, *parts: np.ndarray) -> np.ndarray:
     """
     pieces = [part[first:first + _PIECE_ROWS] for part in parts for first in range(0, len(part), _PIECE_ROWS)]
     most = np.max([np.abs(piece).max(axis=0) for piece in pieces] + [np.zeros(parts[0].shape[1])], axis=0)
-    found = np.array(comm.allgather([*np.where(np.isfinite(most), most, np.inf).tolist(), sum(map(len, pieces))]))
+    units = common_units(comm, most, sum(map(len, pieces)))
+    finite = np.isfinite(units)
+    own = np.zeros(len(units), np.int64)
+    for piece in pieces:
+        own += np.rint(np.where(finite, piece, 0) / np.where(finite, units, 1)).astype(np.int64).sum(axis=0)
+    return units * summed_units(comm, own)
+
+
+def common_units(comm: Intracomm, most: np.ndarray, count: int) -> np.ndarray:
+    """Collective: return in which units (c,) values are rounded for sums of all to be exact; NaN: some are not finite.
+
+    This rank has ``count`` of each, and none is larger than ``most`` (c,) in size.
+    """
+    found = np.array(comm.allgather([*np.where(np.isfinite(most), most, np.inf).tolist(), count]))
     bound = found[:, :-1].max(axis=0) * found[:, -1].sum()
     finite = np.isfinite(bound)
-    units = 2.0 ** (np.frexp(np.where(finite, bound, 0))[1] - 61.0)
-    own, total = np.zeros(len(units), np.int64), np.empty(len(units), np.int64)
-    for piece in pieces:
-        own += np.rint(np.where(finite, piece, 0) / units).astype(np.int64).sum(axis=0)
+    return np.where(finite, 2.0 ** (np.frexp(np.where(finite, bound, 0))[1] - 61.0), np.nan)
+
+
+def summed_units(comm: Intracomm, own: np.ndarray) -> np.ndarray:
+    """Collective: return the sum (c,) of all ranks' ``own`` (c,) int64."""
+    total = np.empty_like(own)
     comm.Allreduce(own, total)
-    return np.where(finite, total * units, np.nan)
+    return total

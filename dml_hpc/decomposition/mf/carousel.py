@@ -23,7 +23,7 @@ MESSAGE_BYTES = 1 << 22
 """A longer stripe travels in several messages: what has arrived of it is out of the way of what follows."""
 AHEAD = 2
 """Stripes that a rank takes in before it has room by having let go of others."""
-_SPIN_S = 1e-3
+SPIN_S = 1e-3
 _NAP_S = 2e-5
 
 
@@ -48,7 +48,7 @@ class Carousel:
         slots = len(strata.places(comm.rank))
         slots = strata.items if comm.size == 1 else min(slots, strata.items) + AHEAD
         size = form.bytes(max(self._rows, default=0))
-        self._memory = [aligned(size) for _ in range(slots)]
+        self._memory = [self._room(size) for _ in range(slots)]
         self._views: dict[tuple[int, int], Rows] = {}
         self._here = {item: slot for slot, item in enumerate(self.home)}
         self._free = list(range(len(self._here), slots))
@@ -56,6 +56,10 @@ class Carousel:
         self._arriving: deque[_Travelling] = deque()
         self._departing: deque[_Travelling] = deque()
         self.bytes_sent = 0
+
+    def _room(self, size: int) -> np.ndarray:
+        """Return memory (size,) uint8 for a stripe to be sent from and received in."""
+        return aligned(size)
 
     def start(self) -> None:
         """Begin an epoch."""
@@ -76,7 +80,9 @@ class Carousel:
         """Send an item stripe on its way: it stood at the first of this rank's places, and has been worked on."""
         if self._comm.size == 1:
             return
-        slot = self._here.pop(item)
+        self._send(item, self._here.pop(item))
+
+    def _send(self, item: int, slot: int) -> None:
         left = (self._comm.rank - 1) % self._comm.size
         requests = [self._comm.Isend(part, left) for part in self._messages(item, slot)]
         self._departing.append(_Travelling(item, slot, requests))
@@ -89,11 +95,19 @@ class Carousel:
         self._post()
         while self._arriving and _done(self._arriving[0].requests):
             arrived = self._arriving.popleft()
+            self._landed(arrived.slot)
             self._here[arrived.item] = arrived.slot
+
+    def _landed(self, slot: int) -> None:
+        """Do what is left to do when a stripe has come."""
+
+    def _under_way(self) -> tuple[int, ...]:
+        """Return how many stripes are where on their way."""
+        return len(self._arriving), len(self._departing), len(self._coming)
 
     def finish(self) -> None:
         """End an epoch: return when all that left has been taken, and all that is at home here has come."""
-        while self._departing or self._arriving or self._coming:
+        while any(self._under_way()):
             self._wait()
 
     def _land(self) -> None:
@@ -104,17 +118,14 @@ class Carousel:
 
     def _wait(self) -> None:
         """Wait until a message has come or gone."""
-        before = len(self._arriving), len(self._departing), len(self._coming)
-        spin_until = time.perf_counter() + _SPIN_S
+        before = self._under_way()
+        spin_until = time.perf_counter() + SPIN_S
         with waiting("a message", counted=False):
             while True:
                 self.progress()
-                if before != (len(self._arriving), len(self._departing), len(self._coming)):
+                if before != self._under_way():
                     return
-                if time.perf_counter() < spin_until:
-                    os.sched_yield()
-                else:
-                    time.sleep(_NAP_S)
+                rest(spin_until)
 
     def _post(self) -> None:
         right = (self._comm.rank + 1) % self._comm.size
@@ -128,6 +139,14 @@ class Carousel:
         size = self._form.bytes(self._rows[item])
         raw = self._memory[slot]
         return [raw[first:min(first + MESSAGE_BYTES, size)] for first in range(0, size, MESSAGE_BYTES)]
+
+
+def rest(spin_until: float) -> None:
+    """Let others have this core: at once until the time ``spin_until``, then for longer."""
+    if time.perf_counter() < spin_until:
+        os.sched_yield()
+    else:
+        time.sleep(_NAP_S)
 
 
 def _done(requests: list[Request]) -> bool:

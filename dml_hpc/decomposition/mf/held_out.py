@@ -79,8 +79,14 @@ class HeldOut:
         """Count what a block's ratings are predicted to be."""
         off = part.ratings.astype(np.float64) - predicted
         # Not BLAS, whose order of addition depends on its number of threads.
-        self._sums[u] += [part.weights.sum(dtype=np.float64), (part.weights * off * off).sum(),
-                          (part.weights * np.abs(off)).sum()]
+        self.count(u, [part.weights.sum(dtype=np.float64), (part.weights * off * off).sum(),
+                       (part.weights * np.abs(off)).sum()])
+
+    def count(self, u: int, sums: list[float]) -> None:
+        """Count ratings of which the weights, the weighted squares and sizes of what predictions are off have these
+        ``sums``.
+        """
+        self._sums[u] += sums
 
     def errors(self) -> Errors:
         """Collective: return the errors of all that was measured since the last call."""
@@ -104,7 +110,7 @@ class HeldRows:
         self._unknown, found = _dealt(comm, held, users, items, bounds)
         self.users = np.where(found[0] < 0, -1, found[0] - bounds[comm.rank]).astype(np.int32)
         self.items = found[1].astype(np.int32)
-        self._given, self._weights = found[2].astype(np.float64), found[3].astype(np.float64)
+        self.given, self.weights = found[2].astype(np.float64), found[3].astype(np.float64)
         self.predicted = np.empty(len(self.users), np.float32)
 
     @property
@@ -119,9 +125,13 @@ class HeldRows:
 
     def errors(self) -> Errors:
         """Collective: return the errors of ``predicted`` (n,) float32, the same bits for any number of ranks."""
-        off, weights = self._given - self.predicted, self._weights
-        weight, squares, sizes = summed_exactly(self._comm, np.stack(
-            [weights, weights * off * off, weights * np.abs(off)], axis=1)).tolist()
+        off, weights = self.given - self.predicted, self.weights
+        return self.told(summed_exactly(self._comm, np.stack(
+            [weights, weights * off * off, weights * np.abs(off)], axis=1)))
+
+    def told(self, sums: np.ndarray) -> Errors:
+        """Return the errors when all ranks' weights, and weighted squares and sizes of what is off, have ``sums``."""
+        weight, squares, sizes = sums.tolist()
         if not weight > 0:
             return Errors(None, None, self._ratings, *self._unknown)
         return Errors(math.sqrt(squares / weight), sizes / weight, self._ratings, *self._unknown)

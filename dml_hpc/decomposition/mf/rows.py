@@ -35,6 +35,14 @@ class Format:
         """Return how much memory ``rows`` rows take, a multiple of a cache line."""
         return sum(_lines(size) for size in self._sizes(rows))
 
+    def places(self, rows: int, start: int) -> list[int]:
+        """Return where factors, biases and squares of ``rows`` rows from ``start`` on begin, 0: there are none."""
+        found = []
+        for size in self._sizes(rows):
+            found.append(start if size else 0)
+            start += _lines(size)
+        return found
+
     def _sizes(self, rows: int) -> list[int]:
         return [rows * self.width * self.dtype.itemsize, 4 * rows * self.biased, 8 * rows * self.squares]
 

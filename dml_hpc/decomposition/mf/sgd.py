@@ -85,7 +85,8 @@ class Sgd:
         self._of_stripe = {u: self.users.part(int(bounds[u]) - self.first_user, int(bounds[u + 1]) - self.first_user)
                            for u in self.own}
         self._team: Intracomm = comm.Split(0 if self.own else 1, comm.rank)  # type: ignore[assignment]
-        self.carousel = Carousel(self._team, self.strata, grid.item_bounds, self.form) if self.own else None
+        with agreed(comm):
+            self.carousel = self._open_carousel() if self.own else None
         threads = min(settings.threads, len(self.own))
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self._shape = lanes_of(self.form.width)
@@ -98,6 +99,9 @@ class Sgd:
             self._pool.shutdown(wait=error[0] is None, cancel_futures=True)
         if error[0] is None:
             self._team.Free()
+
+    def _open_carousel(self) -> Carousel:
+        return Carousel(self._team, self.strata, self._grid.item_bounds, self.form)
 
     @staticmethod
     def compile(settings: Settings, weighted: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,20 +25,24 @@ class Table:
 
     ``needed`` (m,) int64, rising, are the rows of others that this rank wants. The table holds all in their order:
     ``factors`` (count·width,) and ``biases`` (count,) float32, of which ``own`` and ``own_biases`` are views: nothing
-    of its own is copied, or sent to itself. Collective; so is `gather`, which has the others' rows sent, just those
+    of its own is copied, or sent to itself. ``memory`` returns bytes
+    (n,) for them. Collective; so is `gather`, which has the others' rows sent, just those
     that are needed, and allocates nothing.
     """
 
-    def __init__(self, comm: Intracomm, bounds: np.ndarray, needed: np.ndarray, k: int, width: int, biased: bool):
+    def __init__(self, comm: Intracomm, bounds: np.ndarray, needed: np.ndarray, k: int, width: int, biased: bool,
+                 memory: Callable[[int], np.ndarray] = aligned):
         self._comm, self.k, self.width, self.bounds = comm, k, width, bounds
         self.first, self.last = (int(bound) for bound in bounds[comm.rank:comm.rank + 2])
         others = needed[(needed < self.first) | (needed >= self.last)]
         before = int(np.searchsorted(others, self.first))
         self._numbers = others, before
         own, count = self.last - self.first, len(others) + self.last - self.first
-        self.factors = aligned(4 * count * width).view(np.float32)
+        self.factors = memory(4 * count * width).view(np.float32)
         self.factors[:] = 0
-        self.biases = np.zeros(count, np.float32) if biased else None
+        self.biases = memory(4 * count).view(np.float32) if biased else None
+        if self.biases is not None:
+            self.biases[:] = 0
         self.own = self.factors[before * width:(before + own) * width]
         self.own_biases = None if self.biases is None else self.biases[before:before + own]
         cuts = np.searchsorted(others, bounds)
