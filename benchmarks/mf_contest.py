@@ -1,15 +1,15 @@
 """Who factorises ratings: the public command and its peers, each called with the same few settings.
 
 λ means the same to all of them: Σ (r − p·q)² + λ(‖p_u‖² + ‖q_i‖²), once a rating (Spark's is ALS-WR, LIBMF's steps take
-λ off at every rating). Ours divides ratings by their deviation first, Spark does not: it is given λ times the deviation,
-which is the same penalty. LIBMF divides ratings and λ itself.
+λ off at every rating). Ours divides ratings by their deviation first, and λ is of what is left; LIBMF and Spark are
+given λ times the deviation, which is the same penalty.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,8 +87,8 @@ class Libmf(NamedTuple):
             threads: int = 1, output: Path | None = None) -> dict[str, Any]:
         """Let it learn; with ``test`` it tells its error of those ratings, which takes it time."""
         with _environment("LIBMF_OBJ", self.library):
-            return peer(self.python, "libmf_sgd.py", files.both if test else files.alone, k, epochs, l2, step_size,
-                        threads, *([] if output is None else [output]))
+            return peer(self.python, "libmf_sgd.py", files.both if test else files.alone, k, epochs,
+                        l2 * files.shape.deviation, step_size, threads, *([] if output is None else [output]))
 
     def factors(self, file: Path) -> Factors:
         """Return those that a run has written."""
@@ -124,7 +124,7 @@ def mean_s(seconds: Sequence[float]) -> float:
 
 
 @contextmanager
-def _environment(name: str, value: Path | None):
+def _environment(name: str, value: Path | None) -> Iterator[None]:
     before = os.environ.get(name)
     if value is not None:
         os.environ[name] = str(value)

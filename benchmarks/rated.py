@@ -1,4 +1,4 @@
-"""Ratings for the benchmarks of `mf`: made by ``data synth ratings``, handed to the peers, and one judge of all factors.
+"""Ratings for the benchmarks of `mf`: made by ``data synth ratings``, handed to the peers; and a judge of all factors.
 
 Peers find them in a NumPy archive (users, items (n,) int32, ratings (n,) float32) or a Parquet file of those columns,
 numbered by the ids of the data set, and write what they learnt as such. Errors and objectives are computed here, in
@@ -125,7 +125,7 @@ def of_parquet(folder: Path, shape: Shape) -> Factors:
         rows = np.zeros((size, len(flat) // len(table)))
         rows[table["id"].to_numpy()] = flat.reshape(len(table), -1)
         both.append(rows)
-    return Factors(*both)
+    return Factors(both[0], both[1])
 
 
 def rmse(factors: Factors, ratings: Ratings) -> float:

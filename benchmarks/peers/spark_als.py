@@ -2,9 +2,9 @@
 
     PYTHON spark_als.py TRAIN.parquet OUTPUT K ITERATIONS CORES ROUNDS L2 [L2 ...]
 
-The ratings are in memory, cached and counted. Every λ is fitted once, which lets the JVM compile, and then ROUNDS times,
-which may be none, of which ``seconds`` are noted. OUTPUT/fit-N holds the factors of the last fit (users and items,
-Parquet: id, features), N from 0 in the order of the λs.
+The ratings are in memory, cached and counted. Every λ is fitted once, which lets the JVM compile, and then ROUNDS
+times, which may be none, of which ``seconds`` are noted. OUTPUT/fit-N holds the factors of the last fit (users and
+items, Parquet: id, features), N from 0 in the order of the λs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main(train: str, output: str, k: str, iterations: str, cores: str, rounds: s
                 seconds[number].append(time.perf_counter() - started)
             for name, factors in (("users", model.userFactors), ("items", model.itemFactors)):
                 factors.write.mode("overwrite").parquet(f"{output}/fit-{number}/{name}")
-    print(json.dumps({"version": pyspark.__version__, "ratings": count, "iterations": int(iterations), "seconds": seconds}))
+    print(json.dumps({"version": pyspark.__version__, "ratings": count, "seconds": seconds}))
     spark.stop()
 
 
