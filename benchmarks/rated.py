@@ -58,6 +58,8 @@ class Shape(NamedTuple):
 
 def made(folder: Path, shape: Shape, holdout: float = 0.1, seed: int = 0) -> Path:
     """Have ``data synth ratings`` make ``folder/train`` and ``folder/test`` (without ``holdout`` the former alone)."""
+    if not holdout:
+        folder.mkdir(exist_ok=True)
     parts = ("--holdout", holdout) if holdout else ()
     dml_hpc(2, "data", "synth", "ratings", "--rows", shape.ratings, "--users", shape.users, "--items", shape.items,
             "-k", shape.k, "--noise", shape.noise, "--seed", seed, *parts, "-o",

@@ -21,7 +21,8 @@ from pyspark.sql import SparkSession
 def main(train: str, output: str, k: str, iterations: str, cores: str, rounds: str, *penalties: str) -> None:
     """Fit, write the factors and print the seconds."""
     spark = (SparkSession.builder.master(f"local[{cores}]").config("spark.driver.memory", "6g")
-             .config("spark.ui.enabled", "false").config("spark.sql.shuffle.partitions", cores).getOrCreate())
+             .config("spark.ui.enabled", "false").config("spark.sql.shuffle.partitions", cores)
+             .config("spark.driver.extraJavaOptions", "-Xss64m").getOrCreate())  # 15 iterations overflow the usual stack
     spark.sparkContext.setLogLevel("ERROR")
     ratings = spark.read.parquet(train).repartition(int(cores)).cache()
     count = ratings.count()
