@@ -4,8 +4,8 @@
 
 Two kinds of ratings of rank 10 with noise and a skew in popularity: dense, of which users have many, and thin, of which
 they have few; each with little noise, and with as much as people's tastes have (0.3 and 0.8, of ratings whose own
-deviation is 1). k = 16. The grid: λ for everybody; step size, and the number of epochs, which
-is read off the course of one run, for SGD (`adagrad`, and LIBMF, whose steps are much the same); 10 iterations of ALS.
+deviation is 1). k = 16. The grid: λ for everybody; step size, and the number of epochs, which is read off the course of
+one run, for SGD (`adagrad`, and LIBMF, whose steps are much the same); 10 iterations of ALS.
 The data have mean 0 and no biases, as suits the peers, which learn none; on the grid ours learns none either. Beside it
 are our defaults, nothing but -k given, biases and all. LIBMF's errors are those that it prints, to four digits, Spark's
 are computed here from its factors.
@@ -105,8 +105,8 @@ def judged(kind: str, files: Files, grid: Grid, libmf: Libmf | None, spark_pytho
         "grid": {who: [{**setting._asdict(), "rmse_test": value} for setting, value in found.items()]
                  for who, found in errors.items()}}
     for who, (setting, value) in best.items():
-        print(f"{kind}, noise {files.shape.noise:g}: {who:12s} {value:.4f}  (λ = {setting.l2:g}, {setting.epochs} epochs"
-              + ("" if setting.step_size is None else f", step size {setting.step_size:g}") + ")")
+        print(f"{kind}, noise {files.shape.noise:g}: {who:12s} {value:.4f}  (λ = {setting.l2:g}, {setting.epochs} "
+              "epochs" + ("" if setting.step_size is None else f", step size {setting.step_size:g}") + ")")
     if peers:
         least = min(peers.values())
         case["best_over_best_peer"] = min(best[who][1] for who in OURS) / least

@@ -22,7 +22,8 @@ def main(train: str, output: str, k: str, iterations: str, cores: str, rounds: s
     """Fit, write the factors and print the seconds."""
     spark = (SparkSession.builder.master(f"local[{cores}]").config("spark.driver.memory", "6g")
              .config("spark.ui.enabled", "false").config("spark.sql.shuffle.partitions", cores)
-             .config("spark.driver.extraJavaOptions", "-Xss64m").getOrCreate())  # 15 iterations overflow the usual stack
+             .config("spark.driver.extraJavaOptions", "-Xss64m")  # 15 iterations overflow the usual stack
+             .getOrCreate())
     spark.sparkContext.setLogLevel("ERROR")
     ratings = spark.read.parquet(train).repartition(int(cores)).cache()
     count = ratings.count()
