@@ -7,7 +7,8 @@
 there to work on. Hosts share this machine's cores, so that of four ranks on two cores each computes at half the speed
 that a host of its own would give it, while a link of 1 Gbit/s stays one: that flatters. A link of 500 Mbit/s is beside
 half a core what 1 Gbit/s is beside a whole one, so its share is the one to quote for 1 Gbit/s. What such links take of
-the cores, for packets that a network card would carry, is on top.
+the cores, for packets that a network card would carry, is on top. ``no wire`` are as many ranks on this machine without
+links, by shared memory: what they wait there, they wait for each other's turn on a core, and not for a wire.
 
 ``ideal`` says what is possible: the seconds in which a link carries what a rank sends in an epoch (at 0.96 of the rate,
 which is what TCP leaves), and those in which a rank with a core of its own computes its share, by a run on one rank.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from dml_hpc.reports.timing import interleave
 K, EPOCHS = 32, 10
 PAYLOAD = 0.96
 """Of a link's rate, what is left for data after TCP's headers, as the all-reduces found."""
+NO_WIRE = "no wire"
 PHASES = ("compute", "communicate", "wait")
 UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 
@@ -52,18 +55,19 @@ def case(files: Files, hosts: int, rates: list[str], dtype: str, epochs: int, re
     ours(files, 1, K, *words)  # compiles what is not yet in the cache
     alone = [ours(files, 1, K, *words) for _ in range(repeats)]
     own_s = float(np.median([run["learning_s"] for run in alone])) / epochs / hosts
-    runs: dict[str, list[dict[str, Any]]] = {rate: [] for rate in rates}
+    runs: dict[str, list[dict[str, Any]]] = {rate: [] for rate in (NO_WIRE, *rates)}
 
     def share(rate: str) -> float:
-        runs[rate].append(on_hosts(hosts, rate, "mf", files.train, "-o", files.factors, "--overwrite", "-k", K,
-                                   "--threads", 1, *words))
+        runs[rate].append(ours(files, hosts, K, *words) if rate == NO_WIRE else on_hosts(
+            hosts, rate, "mf", files.train, "-o", files.factors, "--overwrite", "-k", K, "--threads", 1, *words))
         return idle_share(runs[rate][-1])
 
-    shares = interleave({rate: lambda rate=rate: share(rate) for rate in rates}, repeats)  # type: ignore[misc]
+    shares = interleave({rate: partial(share, rate) for rate in runs}, repeats)
     cases = []
     for rate, found in shares.items():
         last = runs[rate][-1]
-        wire_s = max(rank["bytes_sent"] for rank in last["per_rank"]) / epochs / bytes_per_s(rate)
+        sent = max(rank["bytes_sent"] for rank in last["per_rank"]) / epochs
+        wire_s = None if rate == NO_WIRE else sent / bytes_per_s(rate)
         split = {phase: float(np.median([sum(rank[phase] for rank in run["per_rank"]) for run in runs[rate]])) / hosts
                  for phase in PHASES}
         cases.append({
@@ -72,12 +76,12 @@ def case(files: Files, hosts: int, rates: list[str], dtype: str, epochs: int, re
             "idle_share": float(np.median(found)), "idle_shares": sorted(found.tolist()), "mean_split_s": split,
             "learning_s": sorted(run["learning_s"] for run in runs[rate]),
             "learning_one_rank_s": sorted(run["learning_s"] for run in alone),
-            "ideal": {"wire_s_per_epoch": wire_s, "compute_s_per_epoch_on_a_core": own_s,
-                      "wire_over_compute": wire_s / own_s,
-                      "idle_share_if_all_is_hidden": max(0.0, 1 - own_s / wire_s)}})
-        print(f"{last['ratings']:11,} ratings, {dtype}, {hosts} hosts of {rate}: idle {cases[-1]['idle_share']:.1%}; "
-              f"an epoch's factors take the wire {wire_s * 1e3:.1f} ms, a core computes {own_s * 1e3:.1f} ms",
-              flush=True)
+            "bytes_sent_per_epoch": sent, "ideal": None if wire_s is None else {
+                "wire_s_per_epoch": wire_s, "compute_s_per_epoch_on_a_core": own_s, "wire_over_compute": wire_s / own_s,
+                "idle_share_if_all_is_hidden": max(0.0, 1 - own_s / wire_s)}})
+        print(f"{last['ratings']:11,} ratings, {dtype}, {hosts} hosts, {rate}: idle {cases[-1]['idle_share']:.1%}"
+              + ("" if wire_s is None else f"; an epoch's factors take the wire {wire_s * 1e3:.1f} ms, a core computes "
+                 f"{own_s * 1e3:.1f} ms"), flush=True)
     return cases
 
 

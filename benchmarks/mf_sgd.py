@@ -161,7 +161,7 @@ def main() -> None:
             draw_curves(RESULTS / "mf_sgd.svg", {
                 who: ([each * (epoch + 1) for epoch in range(epochs)], found[_grid(who)][settings[who]])
                 for who, each in epoch_s.items()}, "seconds of learning", "RMSE of the ratings held out",
-                level=lowest["rmse_test"], highest=2 * lowest["rmse_test"])
+                level=lowest["rmse_test"], highest=1.25 * lowest["rmse_test"])
     else:
         notes += "; LIBMF was not there (pip install libmf), and is left out"
         print(notes)
