@@ -74,7 +74,7 @@ def write_csv(shape: Shape, path: Path) -> None:
     with pyarrow.csv.CSVWriter(path, kinds) as writer:
         for start in range(0, shape.ratings, AT_A_TIME):
             pairs, ratings = source.read(start, min(start + AT_A_TIME, shape.ratings))
-            columns = [*pairs.T.astype("int32"), np.exp(ratings).astype("float32")]  # none negative: implicit, too
+            columns = [*pairs.T.astype("int32"), np.abs(ratings).astype("float32")]  # none negative: implicit, too
             writer.write_table(pyarrow.table([pyarrow.array(column) for column in columns], schema=kinds))
 
 
