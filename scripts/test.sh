@@ -31,13 +31,11 @@ case $mpi in mpich | openmpi) ;; *) usage 2 >&2 ;; esac
 limit_s=${DML_HPC_TEST_LIMIT_S:-900}
 
 # In the background and waited for, so that an interrupt reaches us at once and we can end the whole run.
-child='' other='' other_line='' other_log=''
-end_children() {
-    local each
-    for each in $child $other; do kill -TERM "$each" 2>/dev/null || true; done
-    [ -z "$other_log" ] || rm -f "$other_log"
+child=
+end_child() {
+    [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || true
 }
-trap end_children EXIT
+trap end_child EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
@@ -51,34 +49,6 @@ bounded() {
     set +m
     wait "$child" || status=$?
     child=
-    judge "$status" "$@"
-}
-
-# beside COMMAND...: start a command whose turn comes while another runs; `together` waits for it, shows what it said
-# and judges it as `bounded` does.
-beside() {
-    other_log=$(mktemp) other_line=$(printf '%q ' "$@")
-    set -m
-    timeout -k 10 "$limit_s" "$@" </dev/null >"$other_log" 2>&1 &
-    other=$!
-    set +m
-}
-
-together() {
-    local status=0
-    wait "$other" || status=$?
-    other=
-    printf '\n== meanwhile: %s\n' "$other_line"
-    cat "$other_log"
-    rm -f "$other_log"
-    other_log=
-    eval "judge $status $other_line"
-}
-
-# judge STATUS COMMAND...: end with the status a command has ended with, unless all is well.
-judge() {
-    local status=$1
-    shift
     case $status in
         0) return ;;
         5) [ -z "$selected" ] || return 0 ;; # pytest: your arguments select nothing here
@@ -105,17 +75,14 @@ if [ -n "$only_mpi" ]; then
     bounded "${pytest[@]}" -n 3 tests/unit -m "job and not maths" "$@"
 else
     bounded "${pytest[@]}" -n 3 tests/unit "$@"
-    # One rank waits for nobody, and takes what the other tests leave of two cores.
-    OMP_NUM_THREADS=1 beside mpirun -n 1 "${pytest[@]}" tests/mpi --with-mpi "$@"
     bounded tests/gpu/run.sh "${pytest[@]}" "$@"
-    together
 fi
 # Arithmetic shows what it does on one rank and on three, of which one library is as good as another; and of another
-# library than the first, what two ranks and three do is what four do.
-for n in 2 3 ${only_mpi:-4}; do
+# library than the first, what two ranks and three do is what one and four do.
+for n in ${only_mpi:+2 3} ${only_mpi:-1 2 3 4}; do
     [ "$n" != yes ] || continue
     mine=("${not_maths[@]}")
-    [ -n "$only_mpi" ] || [ "$n" != 3 ] || mine=()
+    case ${only_mpi:-all}-$n in all-1 | all-3) mine=() ;; esac
     # A rank is a core, as it is under the command.
     OMP_NUM_THREADS=1 bounded mpirun -n "$n" "${pytest[@]}" tests/mpi --with-mpi "${mine[@]}" "$@"
 done
