@@ -258,18 +258,9 @@ def test_what_one_rank_is_told_ends_all_and_is_kept(comm, folder):
         assert error.value.exit_code == 128 + signal.SIGTERM
 
 
-@pytest.fixture
-def signals():
-    """Give back the signals that a run with checkpoints takes."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.mark.maths
 @pytest.mark.parametrize("algorithm", ["sync", "lbfgs"])
-def test_a_run_that_was_warned_goes_on_to_the_same_bits_on_fewer_ranks(comm, folder, monkeypatch, signals, algorithm):
+def test_a_run_that_was_warned_goes_on_to_the_same_bits_on_fewer_ranks(comm, folder, monkeypatch, algorithm):
     def make():
         rng = np.random.default_rng(3)
         X = rng.standard_normal((300, 6))
@@ -330,7 +321,7 @@ def three_shards(path, changed=0.0):
     write_dataset(path, X, y, [100, 100, 100])
 
 
-def test_a_folder_that_another_run_writes_to_is_refused_by_all_ranks(comm, folder, signals):
+def test_a_folder_that_another_run_writes_to_is_refused_by_all_ranks(comm, folder):
     on_root(comm, lambda: (three_shards(folder / "data"), (folder / "kept").mkdir()))
     being_written = folder / "kept" / checkpoint.partial_name(1, "0af3")
     other = None
@@ -356,7 +347,7 @@ def test_a_folder_that_another_run_writes_to_is_refused_by_all_ranks(comm, folde
 
 
 @pytest.mark.maths
-def test_what_shards_were_left_out_does_not_make_it_fit_other_data(comm, folder, signals):
+def test_what_shards_were_left_out_does_not_make_it_fit_other_data(comm, folder):
     on_root(comm, lambda: (three_shards(folder / "data"), three_shards(folder / "other", changed=1.0)))
 
     def part(name):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from functools import partial
 
 import numpy as np
@@ -47,16 +46,7 @@ class Said(Console):
 
 
 @pytest.fixture
-def signals():
-    """Give back the signals that a run with checkpoints takes."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture
-def fit(comm, folder, signals):
+def fit(comm, folder):
     """Return ``fit(**options)``, which trains and returns the result and what was said."""
     def make():
         rng = np.random.default_rng(3)

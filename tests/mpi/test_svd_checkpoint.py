@@ -223,15 +223,14 @@ def run(comm, path: Path, output: Path, **given) -> dict:
 
 @pytest.fixture
 def handlers():
-    """Yield what puts the handlers of signals back: a new process has not been told to stop. Done in the end too."""
+    """Return what puts the handlers of signals back: a new process has not been told to stop."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
 
     def put_back():
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    yield put_back
-    put_back()
+    return put_back
 
 
 def test_the_command_stops_for_a_signal_and_goes_on(comm, folder, handlers, monkeypatch, capsys):
