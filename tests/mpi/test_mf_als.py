@@ -170,6 +170,16 @@ def test_the_file_predicts_what_the_run_has_told(comm, folder, data):
     assert (told["bytes_sent"] > 0) == (comm.size > 1)
 
 
+@pytest.mark.parametrize("options", [{}, {"algorithm": "sgd"}])
+def test_ranks_with_nothing_to_do_write_nothing(comm, folder, options):
+    if comm.rank == 0:
+        import_ratings(folder, "few", (np.array([0, 0]), np.array([0, 1]), np.array([1, 2], np.float32)), (1, 2))
+    comm.Barrier()
+    told = run(comm, folder / "few", folder / "f.h5", **options)
+    file = read_rating_factors(folder / "f.h5")
+    assert file.is_whole and file.digest == told["weights_digest"] and file.item_factors.shape == (2, 4)
+
+
 def test_implicit_ratings_are_learnt_from_a_file(comm, folder):
     if comm.rank == 0:
         import_ratings(folder, "counts", COUNTS, (2, 2))
