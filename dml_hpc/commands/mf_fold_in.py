@@ -127,9 +127,11 @@ def _targets(found: RatingFactors, given: StoredRatings, items: bool, update: bo
     values = ids.values[new]
     if known.is_text and not ids.is_text:
         values = np.array([str(value) for value in values], object)
-    elif ids.is_text and not known.is_text and len(new):
-        raise UserError(f"the {what} {values[0]!r} of {given.path} is text, and in {found.path} {what}s are whole "
-                        "numbers; import the ratings with such")
+    elif ids.is_text and not known.is_text:
+        if len(new):
+            raise UserError(f"the {what} {values[0]!r} of {given.path} is text, and in {found.path} {what}s are whole "
+                            "numbers; import the ratings with such")
+        values = known.values[:0]
     return _Targets(old, rows, values)
 
 
