@@ -124,7 +124,7 @@ def run(comm: Intracomm, console: Console, ratings: Path, output: Path, k: int =
         "solver": want.solver,
         "epochs": outcome.epochs,
         "rmse_train": outcome.rmse_train[-1] if outcome.rmse_train else None,
-        "rmse_test": outcome.rmse_test[-1] if outcome.rmse_test else None,
+        "rmse_test": None if outcome.errors is None else outcome.errors.rmse,
         "loss": outcome.losses[-1] if outcome.losses else None,
         "updates_per_s": learnt.grid.ratings * done / learning_s if done else None, "learning_s": round(learning_s, 6),
         "mae_test": None if outcome.errors is None else outcome.errors.mae,

@@ -222,6 +222,16 @@ def test_a_stopped_run_goes_on_at_another_number_of_ranks(comm, folder, data, op
         run(comm, train, folder / "y.h5", checkpoint=folder / "kept", resume=True, k=5, **options)
 
 
+def test_a_run_goes_on_without_the_ratings_it_was_tested_on(comm, folder, data):
+    train, test = data
+    run(comm, train, folder / "f.h5", test=test, checkpoint=folder / "kept")
+    told = run(comm, train, folder / "g.h5", epochs=6, checkpoint=folder / "kept", resume=True, tolerance=1e-9)
+    assert (told["epochs"], told["rmse_test"], told["mae_test"], told["rmses_test"]) == (6, None, None, [])
+    told = run(comm, train, folder / "h.h5", epochs=6, test=test, checkpoint=folder / "kept", resume=True)
+    found = mf_evaluate.run(comm, Console(rank=1), folder / "h.h5", test)
+    assert told["rmse_test"] == pytest.approx(found["rmse"], rel=1e-5) and told["rmses_test"] == []
+
+
 def test_it_stops_when_the_error_no_longer_falls(comm, folder, data):
     told = run(comm, data[0], folder / "f.h5", test=data[1], epochs=50, tolerance=0.02)
     assert told["stopped"] == "the error no longer falls" and told["epochs"] < 50
