@@ -94,6 +94,10 @@ def run(comm: Intracomm, console: Console, ratings: Path, output: Path, k: int =
     with keeping.saving(comm, console, about, kept) as saving, kind(
             comm, learnt, want.settings, clock, held, most_bytes, **besides) as found:
         learner: Learner = found
+        with agreed(comm):
+            if want.factors == "float16" and not 1e-6 <= learner.scale <= 1e6:
+                raise UserError(f"the ratings' deviation is {learner.scale:.3g}, and factors of such are no numbers of "
+                                "float16: leave out --factors float16, or import ratings in another unit")
         _introduce(console, learnt, learner, comm.allgather(learner.own_ratings), algorithm)
         staged = getattr(learner, "staged", None) if comm.size > 1 else None
         if staged is not None:

@@ -79,7 +79,9 @@ def run(comm: Intracomm, console: Console, factors: Path, ratings: Path, output:
         solved = fold(own, fixed, gram, threads or rank_threads())
         solving_s = time.perf_counter() - began
         stored = (found.item_factors if items else found.user_factors).dtype
-        if not np.isfinite(solved.factors.astype(stored)).all():
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(solved.factors.astype(stored)).all()
+        if not finite:
             raise UserError(f"what was found for {what}s is not finite; are the ratings of {ratings} in the unit of "
                             f"those that {factors} was learnt from?")
         rated = np.diff(own.starts) > 0

@@ -191,6 +191,11 @@ def test_what_cannot_be_is_refused(comm, folder, data):
         with pytest.raises(AgreedError, match=words) as error:
             run(comm, train, folder / "f.h5", **options)
         assert error.value.exit_code == 2
+    if comm.rank == 0:
+        import_ratings(folder, "large", (*TRAIN[:2], 1e20 * TRAIN[2]), (4, 6))
+    comm.Barrier()
+    with pytest.raises(AgreedError, match="leave out --factors float16"):
+        run(comm, folder / "large", folder / "f.h5", factors="float16")
     with pytest.raises(AgreedError, match="holds no factors of users and items"):
         mf_evaluate.run(comm, Console(rank=1), train / "ids.h5", train)
     told = run(comm, train, folder / "f.h5")
