@@ -135,7 +135,8 @@ def _skeleton(partial: Path, path: Path, shapes: dict[str, tuple[tuple[int, ...]
 
     HDF5 that finds the disk full when it closes a file may crash the process: what is large is left to `write`.
     """
-    needed = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in shapes.values()) + _SPARE_BYTES
+    needed = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in shapes.values()) + sum(
+        int(ids.file_bytes.sum()) for ids in (users, items)) + _SPARE_BYTES
     if (free := shutil.disk_usage(partial.parent).free) < needed:
         raise UserError(f"cannot write {path}: it takes {needed >> 20:,} MiB, and {free >> 20:,} MiB are free; choose "
                         "another -o")
