@@ -57,6 +57,8 @@ class Ids:
             for place, name in enumerate(ids):
                 try:
                     wanted[place] = int(name)
+                    # A data set may have both 7 and 007; whoever types 007 may mean what was imported as a number.
+                    known[place] = not isinstance(ids, np.ndarray) or str(wanted[place]) == name
                 except (ValueError, OverflowError):
                     known[place] = False
         if not len(self.values):
