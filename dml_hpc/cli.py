@@ -575,9 +575,15 @@ def mf_evaluate(comm: Any, console: Any, **arguments: Any) -> Any:
     return mf_evaluate.run(comm, console, **arguments)
 
 
+def _named(ctx: click.Context, param: click.Parameter, given: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
+    if given and not any(given):  # an empty variable of a script is not everybody
+        raise click.BadParameter("it names nothing; give an id, or leave it out", ctx, param)
+    return tuple(one for several in given for one in several)
+
+
 def _ids(name: str, variable: str, what: str) -> Any:
     return option(name, type=Names(), multiple=True, metavar="ID,…", envvar=f"DML_HPC_RECOMMEND_{variable}",
-                  show_default=False, callback=lambda _, __, given: tuple(one for several in given for one in several),
+                  show_default=False, callback=_named,
                   help=f"{what}: ids, or @FILE, one a line. May be repeated.")
 
 

@@ -162,6 +162,9 @@ def _solve_cg(starts, columns, ratings, weights, others, other_biases, gram, x, 
                 if len(biases):
                     r_last += np.float64(predicted[e])
             add_rows(q, 0, width, high - low, predicted, 0, r)
+        if total == 0.0 and not len(gram):  # all weigh 0: any row would do
+            _clear(n, x, biases, losses, width)
+            continue
         ridge = np.float32(np.float64(l2) * (total if not len(gram) else 1.0))
         if len(gram):
             clear(Ap)

@@ -28,12 +28,12 @@ def low_rank(users: int = 90, items: int = 60, count: int = 2500, seed: int = 0,
 
 
 def import_ratings(folder: Path, name: str, given: tuple[np.ndarray, ...],
-                   grid: tuple[int, int] | None = None) -> Path:
+                   grid: tuple[int, int] | None = None, text_ids: bool = False) -> Path:
     """Write a table of users ("u7"), items (numbers) and ratings, import it on this rank alone, return the data set."""
     table = folder / f"{name}.csv"
     rows = [f"u{user},{item},{rating!r}" for user, item, rating in zip(*(part.tolist() for part in given), strict=True)]
     table.write_text("\n".join(["user,item,rating", *rows]) + "\n")
     run_import(Alone(), Console(rank=1), sources=[str(table)], output=folder / name, user="user", item="item",
-               rating="rating", weight=None, time=None, grid=grid, duplicates=None, limits=None, text_ids=False,
+               rating="rating", weight=None, time=None, grid=grid, duplicates=None, limits=None, text_ids=text_ids,
                holdout=0.0, seed=0, shards=2, compression=None)
     return folder / name

@@ -94,6 +94,10 @@ def run(comm: Intracomm, console: Console, ratings: Path, output: Path, k: int =
     with keeping.saving(comm, console, about, kept) as saving, kind(
             comm, learnt, want.settings, clock, held, most_bytes, **besides) as found:
         learner: Learner = found
+        with agreed(comm):
+            if want.factors == "float16" and not 1e-6 <= learner.scale <= 1e6:
+                raise UserError(f"the ratings' deviation is {learner.scale:.3g}, and factors of such are no numbers of "
+                                "float16: leave out --factors float16, or import ratings in another unit")
         _introduce(console, learnt, learner, comm.allgather(learner.own_ratings), algorithm)
         staged = getattr(learner, "staged", None) if comm.size > 1 else None
         if staged is not None:
@@ -124,7 +128,7 @@ def run(comm: Intracomm, console: Console, ratings: Path, output: Path, k: int =
         "solver": want.solver,
         "epochs": outcome.epochs,
         "rmse_train": outcome.rmse_train[-1] if outcome.rmse_train else None,
-        "rmse_test": outcome.rmse_test[-1] if outcome.rmse_test else None,
+        "rmse_test": None if outcome.errors is None else outcome.errors.rmse,
         "loss": outcome.losses[-1] if outcome.losses else None,
         "updates_per_s": learnt.grid.ratings * done / learning_s if done else None, "learning_s": round(learning_s, 6),
         "mae_test": None if outcome.errors is None else outcome.errors.mae,

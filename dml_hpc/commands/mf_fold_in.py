@@ -79,7 +79,9 @@ def run(comm: Intracomm, console: Console, factors: Path, ratings: Path, output:
         solved = fold(own, fixed, gram, threads or rank_threads())
         solving_s = time.perf_counter() - began
         stored = (found.item_factors if items else found.user_factors).dtype
-        if not np.isfinite(solved.factors.astype(stored)).all():
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(solved.factors.astype(stored)).all()
+        if not finite:
             raise UserError(f"what was found for {what}s is not finite; are the ratings of {ratings} in the unit of "
                             f"those that {factors} was learnt from?")
         rated = np.diff(own.starts) > 0
@@ -127,9 +129,11 @@ def _targets(found: RatingFactors, given: StoredRatings, items: bool, update: bo
     values = ids.values[new]
     if known.is_text and not ids.is_text:
         values = np.array([str(value) for value in values], object)
-    elif ids.is_text and not known.is_text and len(new):
-        raise UserError(f"the {what} {values[0]!r} of {given.path} is text, and in {found.path} {what}s are whole "
-                        "numbers; import the ratings with such")
+    elif ids.is_text and not known.is_text:
+        if len(new):
+            raise UserError(f"the {what} {values[0]!r} of {given.path} is text, and in {found.path} {what}s are whole "
+                            "numbers; import the ratings with such")
+        values = known.values[:0]
     return _Targets(old, rows, values)
 
 

@@ -127,7 +127,7 @@ def _check_arguments(job: str, parsed: Mapping[str, Any], wanted: Wanted) -> Non
         raise UserError("--elastic goes with mpirun --with-ft ulfm, and batch scripts start ranks without: leave it "
                         "out; a job that loses a node starts again from its checkpoint")
     folder, resume = parsed["checkpoint"], parsed["resume"]
-    inputs = _checked_ratings(parsed) if parsed["verb"] == "mf" else _checked_rows(parsed, wanted)
+    inputs = _checked_ratings(parsed, wanted) if parsed["verb"] == "mf" else _checked_rows(parsed, wanted)
     if parsed["output"] is not None:
         check_output(parsed["output"], parsed["overwrite"] or job == "scaling", inputs=inputs)
     if folder is None and resume:
@@ -136,11 +136,14 @@ def _check_arguments(job: str, parsed: Mapping[str, Any], wanted: Wanted) -> Non
         raise UserError(f"{folder} holds checkpoints of a run; give --resume to go on from there, or another folder")
 
 
-def _checked_ratings(parsed: Mapping[str, Any]) -> list[Path]:
+def _checked_ratings(parsed: Mapping[str, Any], wanted: Wanted) -> list[Path]:
     """Return the data sets that mf reads. Raises `UserError` for one that it would refuse."""
+    from dml_hpc.commands import mf_options
     from dml_hpc.data.ratings.opened import open_ratings
     from dml_hpc.mpi import Alone
 
+    mf_options.wanted(dict(parsed), parsed["time_budget"], parsed["reproducible"], parsed["test"] is not None,
+                      "cpu" if wanted.gpus_per_node is None else "cuda")
     inputs = [path for path in (parsed["ratings"], parsed["test"]) if path is not None]
     for path in inputs:
         if not open_ratings(Alone(), path).grid.ratings:

@@ -29,7 +29,12 @@ _SPECIAL = re.compile(r'[",\r\n]|^\s|\s$|^$')
 
 
 class Table(Protocol):
-    """One kind of file, with the columns ``names`` (4): ids of ``rows``, ids of ``columns``, the place, the score."""
+    """One kind of file, with the columns ``names`` (4): ids of ``rows``, ids of ``columns``, the place, the score.
+
+    ``more_bytes`` is what the file needs beyond the bytes of what was `rendered` here.
+    """
+
+    more_bytes: int
 
     def __init__(self, names: Sequence[str], rows: Ids, columns: Ids):
         ...
@@ -49,6 +54,8 @@ class Table(Protocol):
 
 class CsvTable:
     """Comma-separated values with a header (RFC 4180, lines end in \\n); scores with seven digits."""
+
+    more_bytes = 0
 
     def __init__(self, names: Sequence[str], rows: Ids, columns: Ids):
         self._header = ",".join(names) + "\n"
@@ -83,6 +90,8 @@ def _quoted(values: np.ndarray) -> list[Any]:
 class _Lines:
     """What kinds of files share whose lines are not made before they are written."""
 
+    more_bytes = 0
+
     def __init__(self, names: Sequence[str], rows: Ids, columns: Ids):
         self._names, self._rows, self._columns = names, rows, columns
 
@@ -116,6 +125,16 @@ class ParquetTable(_Lines):
 
 class Hdf5Table(_Lines):
     """HDF5: a dataset for each column, ids as int64 or UTF-8, the place int32, the score float32."""
+
+    def __init__(self, names: Sequence[str], rows: Ids, columns: Ids):
+        super().__init__(names, rows, columns)
+        # Beyond what a line has of them.
+        self._row_bytes, self._column_bytes = rows.file_bytes - 8, columns.file_bytes - 4
+
+    def rendered(self, lines: np.ndarray) -> np.ndarray:
+        """See `Table`."""
+        self.more_bytes += int(self._row_bytes[lines["row"]].sum() + self._column_bytes[lines["column"]].sum())
+        return super().rendered(lines)
 
     def written(self, path: Path, attributes: dict[str, Any]) -> AbstractContextManager[Any]:
         """See `Table`."""
@@ -167,6 +186,7 @@ def write_table(comm: Intracomm, path: Path, table: Table, parts: Sequence[np.nd
     Rank 0 writes them as they come; the file appears whole or not at all. Raises `AgreedError`.
     """
     sizes = comm.gather([part.size for part in parts])
+    more_bytes = sum(comm.gather(table.more_bytes) or ())
     if comm.rank > 0:
         for part in parts:
             comm.Send(part, 0)
@@ -174,7 +194,7 @@ def write_table(comm: Intracomm, path: Path, table: Table, parts: Sequence[np.nd
             pass
         return
     assert sizes is not None
-    needed = sum(map(sum, sizes)) + _SPARE_BYTES
+    needed = sum(map(sum, sizes)) + more_bytes + _SPARE_BYTES
     with agreed(comm):
         failure: Exception | None = None
         with ExitStack() as stack:

@@ -72,7 +72,7 @@ def write_rating_factors(comm: Intracomm, path: Path, pieces: Sequence[Piece], u
                 partial = stack.enter_context(replaced_file(path))
                 offsets = _skeleton(partial, path, shapes, users, items, mean, settings)
                 file = stack.enter_context(partial.open("r+b", buffering=0))
-            except (OSError, UserError) as error:
+            except Exception as error:
                 failure = error
             for name in names:  # others send in any case
                 if failure is None:
@@ -94,6 +94,8 @@ def write_rating_factors(comm: Intracomm, path: Path, pieces: Sequence[Piece], u
 
 def _chunks(piece: Piece) -> Iterator[np.ndarray]:
     """Yield a piece's elements (n,) as they are stored, some at a time."""
+    if not len(piece.array):  # of a rank with nothing to do
+        return
     array = piece.array.reshape(len(piece.array), -1)
     rows = max(1, _CHUNK_BYTES // max(array.shape[1] * array.itemsize, 1))
     for first in range(0, len(array), rows):
@@ -133,7 +135,8 @@ def _skeleton(partial: Path, path: Path, shapes: dict[str, tuple[tuple[int, ...]
 
     HDF5 that finds the disk full when it closes a file may crash the process: what is large is left to `write`.
     """
-    needed = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in shapes.values()) + _SPARE_BYTES
+    needed = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in shapes.values()) + sum(
+        int(ids.file_bytes.sum()) for ids in (users, items)) + _SPARE_BYTES
     if (free := shutil.disk_usage(partial.parent).free) < needed:
         raise UserError(f"cannot write {path}: it takes {needed >> 20:,} MiB, and {free >> 20:,} MiB are free; choose "
                         "another -o")

@@ -86,6 +86,15 @@ def test_any_number_of_ranks_finds_the_same_bits(comm, case):
     assert outcome.rmse_train == one.rmse_train and np.isfinite(outcome.rmse_train).all()
 
 
+@pytest.mark.parametrize("biases", [False, True])
+def test_the_penalty_means_the_same_for_ratings_of_any_unit(comm, biases):
+    one, factors = factorise(comm, l2=0.3, biases=biases)
+    other, found = factorise(comm, (*TRAIN[:2], 64 * TRAIN[2]), l2=0.3, biases=biases)
+    for wanted, got in zip(factors, found, strict=True):
+        np.testing.assert_array_equal(got, wanted)  # both of ratings divided by their deviation
+    assert other.rmse_train == [64 * rmse for rmse in one.rmse_train]
+
+
 @pytest.mark.parametrize("factors", ["float32", "float16"])
 def test_held_out_ratings_are_predicted_to_within_the_noise(comm, factors):
     held = MemoryRatings(*TEST, shape=(2, 3), n_users=90, n_items=60)
@@ -182,6 +191,11 @@ def test_what_cannot_be_is_refused(comm, folder, data):
         with pytest.raises(AgreedError, match=words) as error:
             run(comm, train, folder / "f.h5", **options)
         assert error.value.exit_code == 2
+    if comm.rank == 0:
+        import_ratings(folder, "large", (*TRAIN[:2], 1e20 * TRAIN[2]), (4, 6))
+    comm.Barrier()
+    with pytest.raises(AgreedError, match="leave out --factors float16"):
+        run(comm, folder / "large", folder / "f.h5", factors="float16")
     with pytest.raises(AgreedError, match="holds no factors of users and items"):
         mf_evaluate.run(comm, Console(rank=1), train / "ids.h5", train)
     told = run(comm, train, folder / "f.h5")

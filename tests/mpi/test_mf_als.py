@@ -170,6 +170,16 @@ def test_the_file_predicts_what_the_run_has_told(comm, folder, data):
     assert (told["bytes_sent"] > 0) == (comm.size > 1)
 
 
+@pytest.mark.parametrize("options", [{}, {"algorithm": "sgd"}])
+def test_ranks_with_nothing_to_do_write_nothing(comm, folder, options):
+    if comm.rank == 0:
+        import_ratings(folder, "few", (np.array([0, 0]), np.array([0, 1]), np.array([1, 2], np.float32)), (1, 2))
+    comm.Barrier()
+    told = run(comm, folder / "few", folder / "f.h5", **options)
+    file = read_rating_factors(folder / "f.h5")
+    assert file.is_whole and file.digest == told["weights_digest"] and file.item_factors.shape == (2, 4)
+
+
 def test_implicit_ratings_are_learnt_from_a_file(comm, folder):
     if comm.rank == 0:
         import_ratings(folder, "counts", COUNTS, (2, 2))
@@ -210,6 +220,16 @@ def test_a_stopped_run_goes_on_at_another_number_of_ranks(comm, folder, data, op
     comm.Barrier()
     with pytest.raises(AgreedError, match="was written with --k 4, and this run has --k 5"):
         run(comm, train, folder / "y.h5", checkpoint=folder / "kept", resume=True, k=5, **options)
+
+
+def test_a_run_goes_on_without_the_ratings_it_was_tested_on(comm, folder, data):
+    train, test = data
+    run(comm, train, folder / "f.h5", test=test, checkpoint=folder / "kept")
+    told = run(comm, train, folder / "g.h5", epochs=6, checkpoint=folder / "kept", resume=True, tolerance=1e-9)
+    assert (told["epochs"], told["rmse_test"], told["mae_test"], told["rmses_test"]) == (6, None, None, [])
+    told = run(comm, train, folder / "h.h5", epochs=6, test=test, checkpoint=folder / "kept", resume=True)
+    found = mf_evaluate.run(comm, Console(rank=1), folder / "h.h5", test)
+    assert told["rmse_test"] == pytest.approx(found["rmse"], rel=1e-5) and told["rmses_test"] == []
 
 
 def test_it_stops_when_the_error_no_longer_falls(comm, folder, data):

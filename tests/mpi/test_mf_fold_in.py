@@ -125,3 +125,14 @@ def test_converged_least_squares_stay_where_they_are(comm, later):
     before, after = (read_rating_factors(later / name) for name in ("f.h5", "g.h5"))
     np.testing.assert_allclose(after.user_factors, before.user_factors, atol=2e-3)
     np.testing.assert_array_equal(after.item_factors, before.item_factors)
+
+
+def test_ids_that_were_imported_as_text_stand_for_whole_numbers(comm, later):
+    if comm.rank == 0:
+        import_ratings(later, "text", tuple(part[GIVEN[0] < 70] for part in GIVEN), (4, 6), text_ids=True)
+    comm.Barrier()
+    mf.run(comm, QUIET, later / "early", later / "f.h5", k=2, epochs=1)
+    told = mf_fold_in.run(comm, QUIET, later / "f.h5", later / "text", later / "g.h5", items=True,
+                          update=True)
+    after = read_rating_factors(later / "g.h5")
+    assert told["items_updated"] == 60 and not after.items.is_text and after.is_whole

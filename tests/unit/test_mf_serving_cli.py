@@ -74,6 +74,7 @@ def test_exports_are_read_by_other_programs(learnt, tmp_path):
 
 @pytest.mark.parametrize(("words", "says"), [
     (["recommend", "F"], "give -o FILE.csv"),
+    (["recommend", "F", "--users", "", "-o", "all.csv"], "it names nothing"),
     (["similar", "F"], "no id given"),
     (["export", "F", "-o", "no/where"], "mkdir -p"),
     (["fold-in", "F", "R", "-o", "g.h5"], "give --update"),

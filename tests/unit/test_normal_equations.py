@@ -127,6 +127,15 @@ def test_conjugate_gradients_are_those_of_a_loop_in_float64(kind, steps):
 
 
 @pytest.mark.parametrize("steps", [None, 3])
+@pytest.mark.parametrize("kind", ["weights", "both"])
+def test_ratings_that_weigh_nothing_make_zeros(steps, kind):
+    problem = Problem(20, **KINDS[kind])
+    problem.weights[:] = 0
+    problem.run(0.1, steps)
+    assert not problem.x.any() and not problem.losses.any() and (problem.biases is None or not problem.biases.any())
+
+
+@pytest.mark.parametrize("steps", [None, 3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_has_the_same_bits_whatever_is_solved_with_it(kind, steps):
     whole, parts = Problem(20, **KINDS[kind]), Problem(20, **KINDS[kind])

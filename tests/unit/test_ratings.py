@@ -14,7 +14,7 @@ from rated_support import all_of, write_rated
 
 from dml_hpc.cli import main
 from dml_hpc.data.ratings.cutting import numbering
-from dml_hpc.data.ratings.ids import FILE
+from dml_hpc.data.ratings.ids import FILE, Ids
 from dml_hpc.data.ratings.opened import MemoryRatings, StoredRatings, open_ratings
 from dml_hpc.data.ratings.order import TILE_BITS
 from dml_hpc.data.verification.verify import verify
@@ -94,6 +94,12 @@ def test_dates_packed_files_and_no_ratings(tmp_path: Path, capsys: pytest.Captur
     ratings = opened(tmp_path / "o")
     assert as_dict(tmp_path / "o") == {("a", 1): 1.0, ("b", 2): 1.0}
     assert sorted(ratings.times(0, 0).tolist()) == [-2, 60]
+
+
+def test_one_of_several_texts_is_a_whole_number() -> None:
+    known = Ids(np.array([7, 10]))
+    assert known.numbers(np.array(["007", "7", "1_0", " 10", "x"], object)).tolist() == [-1, 0, -1, -1, -1]
+    assert known.numbers(["007", "7", 7, "x"]).tolist() == [0, 0, 0, -1]  # as somebody types them
 
 
 def test_ids_that_look_like_numbers_stay_text_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

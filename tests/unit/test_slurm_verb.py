@@ -258,6 +258,8 @@ def test_ratings_are_looked_at_and_factorised(slurm, two_classes, ratings):
     assert "holds rows of features, not ratings" in refused("mf", "--", two_classes, "-o", "f.h5")
     assert "holds rows of features, not ratings" in refused("mf", "--", ratings, "-o", "f.h5", "--test", two_classes)
     assert "nowhere does not exist" in refused("scaling", "--", "mf", "nowhere")
+    assert "--schedule is for --algorithm sgd" in refused("mf", "--", ratings, "-o", "f.h5", "--algorithm", "als",
+                                                          "--schedule", "cosine")
     assert "choose another -o" in refused("mf", "--", ratings, "-o", ratings / "f.h5")
 
 

@@ -12,7 +12,7 @@ from dml_hpc.data.ratings.ids import Ids
 from dml_hpc.decomposition.mf import top
 from dml_hpc.decomposition.mf.ranking import hits_of, measured
 from dml_hpc.decomposition.mf.top import Best, Side, Top, one_length
-from dml_hpc.store.ranked_table import CsvTable
+from dml_hpc.store.ranked_table import LINE, CsvTable, Hdf5Table
 
 pytestmark = pytest.mark.maths
 
@@ -101,6 +101,23 @@ def test_lines_of_a_table():
     text = table.rendered(best.lines()).tobytes().decode()
     assert list(csv.reader(io.StringIO(text))) == [
         ["last", " led", "1", "9"], ["last", "it's", "2", "8"], ["two\nlines", "two\nlines", "1", "1"]]
+
+
+@pytest.mark.parametrize("length", [0, 3, 300, 5000])
+def test_a_file_takes_no_more_than_is_asked_for(tmp_path, length):
+    rows, columns = (Ids(np.array(["é" * length + str(number) for number in range(50)], object)) for _ in range(2))
+    if not length:
+        rows, columns = Ids(np.arange(50)), Ids(np.arange(50))
+    lines = np.zeros(5000, LINE)
+    lines["row"], lines["column"] = np.arange(5000) % 50, np.arange(5000) % 49
+    table = Hdf5Table(("user", "item", "rank", "score"), rows, columns)
+    parts = [table.rendered(lines[first:first + 700]) for first in range(0, 5000, 700)]
+    with table.written(tmp_path / "t.h5", {}) as file:
+        for part in parts:
+            table.append(file, part)
+    asked_for = sum(part.size for part in parts) + table.more_bytes
+    size = (tmp_path / "t.h5").stat().st_size
+    assert 0.8 * asked_for < size < asked_for + (1 << 20)
 
 
 def by_hand(items: list[int], relevant: set[int], n: int) -> list[float]:

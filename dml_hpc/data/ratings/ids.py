@@ -13,6 +13,8 @@ from dml_hpc.errors import UserError
 from dml_hpc.files import HDF5_ERRORS, first_line
 
 FILE = "ids.h5"
+HEAP_BYTES = 48
+"""What HDF5 takes for a string of any length besides its bytes, at most."""
 
 
 class Ids:
@@ -31,6 +33,13 @@ class Ids:
         """Whether ids are text, not whole numbers."""
         return self.values.dtype.kind == "O"
 
+    @property
+    def file_bytes(self) -> np.ndarray:
+        """How many bytes each id takes in an HDF5 file, about, (n,) int64."""
+        if not self.is_text:
+            return np.full(len(self.values), 8)
+        return np.fromiter((len(name.encode()) for name in self.values), np.int64, len(self.values)) + HEAP_BYTES
+
     def numbers(self, ids: Sequence[Any] | np.ndarray) -> np.ndarray:
         """Return the number (n,) int64 of each id, −1 for one that there is not.
 
@@ -48,6 +57,8 @@ class Ids:
             for place, name in enumerate(ids):
                 try:
                     wanted[place] = int(name)
+                    # A data set may have both 7 and 007; whoever types 007 may mean what was imported as a number.
+                    known[place] = not isinstance(ids, np.ndarray) or str(wanted[place]) == name
                 except (ValueError, OverflowError):
                     known[place] = False
         if not len(self.values):

@@ -80,6 +80,8 @@ def learn(learner: Learner, steps: StepSizes | None, limits: Limits, saving: Sav
             setattr(outcome, name, values.get(name, []))
         if learner.is_held:
             outcome.errors = learner.errors()
+        else:
+            outcome.rmse_test = []  # of ratings that are no longer measured on
     earlier_s, earlier_epochs = outcome.seconds, outcome.epochs
     started = time.perf_counter()
 

@@ -176,7 +176,7 @@ class DeviceSgd(Sgd):
             if longest:
                 rows = (int(sum(users[u] for u, _ in blocks)), int(sum(items[i] for _, i in blocks)))
                 rating_sgd.sgd(device, device.put(table), longest, rows, self.form.dtype, self.form.width, self.mean,
-                               self.scale, step_size, settings.l2 / self.scale, settings.l2, self._losses)
+                               self.scale, step_size, settings.l2, settings.l2, self._losses)
             self._ratings.used()
 
         self._stale = True

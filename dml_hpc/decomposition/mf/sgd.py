@@ -149,8 +149,7 @@ class Sgd:
         The deviations are those of ratings, not scaled.
         """
         settings, shape = self.settings, self._grid.shape
-        constants = (*self._shape, *map(np.float32, (self.mean, self.scale, step_size, settings.l2 / self.scale,
-                                                     settings.l2)))
+        constants = (*self._shape, *map(np.float32, (self.mean, self.scale, step_size, settings.l2, settings.l2)))
         starts = np.random.default_rng([settings.seed, epoch]).random(shape)  # a block's first rating, by chance
         sums = np.zeros((shape[0], 1))
         between = self.carousel.progress if self.carousel is not None and self._pool is None else _nothing
