@@ -49,10 +49,17 @@ def compile_instances(file: str, instances: Sequence[str], architecture: int) ->
     return built
 
 
+def _run(*command: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a compiler, in a copy of the environment: builds run in threads, while pytest changes its own for every test,
+    and a process that starts from an environment being changed ends with "Bad address" now and then."""
+    return subprocess.run(command, input=given, capture_output=True, text=True, env=dict(os.environ))
+
+
+@cache
 def _version() -> str:
     library = nvrtc()
     if library is None:
-        return subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout
+        return _run("nvcc", "--version").stdout
     major, minor = ctypes.c_int(), ctypes.c_int()
     library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
     return f"NVRTC {major.value}.{minor.value}"
@@ -107,14 +114,14 @@ def _by_nvcc(file: str, instances: Sequence[str], architecture: int) -> Built:
         unit = Path(folder, "unit.cu")
         names = ", ".join(f"(void*)&{qualified(instance)}" for instance in instances)
         unit.write_text(f'#include "{file}"\nvoid* instances[] = {{{names}}};\n')
-        done = subprocess.run(["nvcc", *OPTIONS, f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v", "-o",
-                               f"{folder}/unit.cubin", str(unit)], capture_output=True, text=True)
+        done = _run("nvcc", *OPTIONS, f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v", "-o", f"{folder}/unit.cubin",
+                    str(unit))
         log = done.stdout + done.stderr
     spilled = _spilled(log)
     filt = shutil.which("cu++filt") or shutil.which("c++filt")
     if filt is None:
         return Built(done.returncode == 0, log, spilled)
-    clear = subprocess.run([filt], input="\n".join(spilled), capture_output=True, text=True).stdout.splitlines()
+    clear = _run(filt, given="\n".join(spilled)).stdout.splitlines()
     wanted = {_plain(instance): instance for instance in instances}
     found = (next((wanted[key] for key in wanted if f"{key}(" in _plain(name)), name) for name in clear)
     return Built(done.returncode == 0, log, dict(zip(found, spilled.values(), strict=True)))

@@ -88,7 +88,9 @@ class RaceHunter(_Few):
 
 def run_watched(command: list[str], folder: Path, **environment: str) -> tuple[subprocess.CompletedProcess[str], str]:
     """Run Python with ThreadSanitizer loaded; return the process, and what the sanitizer found."""
-    library = subprocess.run([COMPILER or "g++", "-print-file-name=libtsan.so"], capture_output=True, text=True)
+    # A copy of the environment, as this runs in threads: see `nvidia_compilers._run`.
+    library = subprocess.run([COMPILER or "g++", "-print-file-name=libtsan.so"], capture_output=True, text=True,
+                             env=dict(os.environ))
     # It cannot start where addresses are too random for it.
     steady = ["setarch", "-R"] if shutil.which("setarch") else []
     options = f"log_path={folder / 'race'} exitcode=66 ignore_noninstrumented_modules=1 report_signal_unsafe=0"
