@@ -75,15 +75,12 @@ sgd(const RatingBlock* __restrict__ blocks, long long n_blocks, long long chunks
             const float e = (active ? ratings[n] : 0.f) - product - (b + c_i);
             float step_p = step_size * weight, step_q = step_p, more_p = 0.f, more_q = 0.f;
             if (own.p_squares) {
-                step_p *= rsqrtf(1.f + __shfl_sync(ALL_LANES, value, 2, LANES));
-                step_q *= rsqrtf(1.f + __shfl_sync(ALL_LANES, value, 3, LANES));
                 const float pp = group_sum<LANES>(p.times(p)), qq = group_sum<LANES>(q.times(q));
-                const float ww = weight * weight * mean_of, both = 2.f * e * l2 * product;
-                // Kept as a NaN if it is one: a diverging run must show.
-                more_p = e * e * qq - both + l2 * l2 * pp;
-                more_q = e * e * pp - both + l2 * l2 * qq;
-                more_p = ww * (more_p < 0.f ? 0.f : more_p);
-                more_q = ww * (more_q < 0.f ? 0.f : more_q);
+                const float share = weight * weight * mean_of * e * e;
+                more_p = share * qq;
+                more_q = share * pp;
+                step_p *= rsqrtf(1.f + __shfl_sync(ALL_LANES, value, 2, LANES) + more_p);
+                step_q *= rsqrtf(1.f + __shfl_sync(ALL_LANES, value, 3, LANES) + more_q);
             }
             if (!active) continue;
             if (lane == 0) loss += weight * e * e;

@@ -114,8 +114,8 @@ def _by_nvcc(file: str, instances: Sequence[str], architecture: int) -> Built:
         unit = Path(folder, "unit.cu")
         names = ", ".join(f"(void*)&{qualified(instance)}" for instance in instances)
         unit.write_text(f'#include "{file}"\nvoid* instances[] = {{{names}}};\n')
-        done = _run("nvcc", *OPTIONS, f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v", "-o", f"{folder}/unit.cubin",
-                    str(unit))
+        done = _run("nvcc", *OPTIONS, f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v", "-o",
+                    f"{folder}/unit.cubin", str(unit))
         log = done.stdout + done.stderr
     spilled = _spilled(log)
     filt = shutil.which("cu++filt") or shutil.which("c++filt")

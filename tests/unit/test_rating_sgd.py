@@ -9,19 +9,20 @@ from dml_hpc.kernels.rating_sgd import BIAS_STEP, lanes_of, measure, padded, pre
 
 pytestmark = pytest.mark.maths
 
-USERS, ITEMS = 13, 9
+FEW, MANY = (13, 9), (400, 300)
+"""Users and items: of few, ratings that lie together have some in common, which of many is rare."""
 MEAN, SCALE = 3.0, 1.25
 
 
-def problem(k: int, count: int = 60, biases: bool = True, weighted: bool = False, seed: int = 0):
+def problem(k: int, count: int = 60, biases: bool = True, weighted: bool = False, seed: int = 0, shape=FEW):
     """Ratings, factors (rows of `padded` k, zeros behind k) and biases."""
     rng = np.random.default_rng(seed)
-    users, items = rng.integers(0, USERS, count).astype(np.int32), rng.integers(0, ITEMS, count).astype(np.int32)
+    users, items = (rng.integers(0, rows, count).astype(np.int32) for rows in shape)
     ratings = rng.integers(1, 6, count).astype(np.float32)
     weights = rng.uniform(0.5, 2, count).astype(np.float32) if weighted else None
-    p, q = (np.zeros((rows, padded(k)), np.float32) for rows in (USERS, ITEMS))
-    p[:, :k], q[:, :k] = rng.normal(0, 0.3, (USERS, k)), rng.normal(0, 0.3, (ITEMS, k))
-    b, c = (rng.normal(0, 0.3, rows).astype(np.float32) if biases else None for rows in (USERS, ITEMS))
+    p, q = (np.zeros((rows, padded(k)), np.float32) for rows in shape)
+    p[:, :k], q[:, :k] = (rng.normal(0, 0.3, (rows, k)) for rows in shape)
+    b, c = (rng.normal(0, 0.3, rows).astype(np.float32) if biases else None for rows in shape)
     return users, items, ratings, weights, p, q, b, c
 
 
@@ -53,9 +54,9 @@ def reference(given, step_size: float, l2: float, bias_l2: float, squares=(None,
         steps = [step_size, step_size]
         against = [w * (e * q[i] - l2 * p[u]), w * (e * p[u] - l2 * q[i])]
         if sums[0] is not None:
-            for side, row in enumerate((u, i)):
+            for side, (row, other) in enumerate(((u, q[i]), (i, p[u]))):
+                sums[side][row] += (w * e) ** 2 * (other @ other) / width
                 steps[side] /= np.sqrt(1 + sums[side][row])
-                sums[side][row] += against[side] @ against[side] / width
         p[u], q[i] = p[u] + steps[0] * against[0], q[i] + steps[1] * against[1]
         if b is not None:
             b[u] += BIAS_STEP * steps[0] * w * (e - bias_l2 * b[u])
@@ -63,9 +64,10 @@ def reference(given, step_size: float, l2: float, bias_l2: float, squares=(None,
     return p, q, b, c, sums, total
 
 
+@pytest.mark.parametrize("shape", [FEW, MANY])
 @pytest.mark.parametrize("k", [1, 16, 20, 32, 64, 100, 128, 130])
-def test_steps_are_those_of_a_loop_in_float64(k):
-    given = problem(k)
+def test_steps_are_those_of_a_loop_in_float64(k, shape):
+    given = problem(k, shape=shape)
     expected = reference(given, 0.05, 0.1, 0.02)
     total = run(given, 0.05, 0.1, 0.02)
     for found, wanted in zip(given[4:], expected[:4], strict=True):
@@ -76,9 +78,11 @@ def test_steps_are_those_of_a_loop_in_float64(k):
 @pytest.mark.parametrize("biases", [True, False])
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("adaptive", [True, False])
-def test_every_kind_of_step_is_that_of_a_loop_in_float64(biases, weighted, adaptive):
-    given = problem(20, biases=biases, weighted=weighted)
-    squares = (np.full((USERS, 2), 0.5, np.float32), np.zeros((ITEMS, 2), np.float32)) if adaptive else (None, None)
+@pytest.mark.parametrize("shape", [FEW, MANY])
+def test_every_kind_of_step_is_that_of_a_loop_in_float64(biases, weighted, adaptive, shape):
+    given = problem(20, biases=biases, weighted=weighted, shape=shape)
+    squares = [np.full((rows, 2), start, np.float32) if adaptive else None
+               for rows, start in zip(shape, (0.5, 0), strict=True)]
     expected = reference(given, 0.05, 0.1, 0.02, squares, 17)
     total = run(given, 0.05, 0.1, 0.02, squares, 17)
     if adaptive:
@@ -108,6 +112,17 @@ def test_a_step_goes_against_the_gradient_of_the_objective():
     run((users, items, ratings, weights, p, q, b, c), step, l2, bias_l2)
     lengths = step * np.r_[np.ones(len(before) - 2), BIAS_STEP, BIAS_STEP]
     np.testing.assert_allclose((before - np.r_[p[u], q[i], b[u], c[i]]) / lengths, slopes, atol=4e-4)
+
+
+@pytest.mark.parametrize("off", [1e3, 1e6])
+def test_no_outlier_moves_a_row_far_with_adagrad(off):
+    """A gradient counts among those that its step is divided by: no element moves by more than √k·step size."""
+    given = problem(32, count=8, biases=False, shape=MANY)
+    given[2][3] = off
+    before = [given[4].copy(), given[5].copy()]
+    run(given, 0.1, 0.0, 0.0, (np.zeros((MANY[0], 2), np.float32), np.zeros((MANY[1], 2), np.float32)))
+    for old, new in zip(before, given[4:6], strict=True):
+        assert 0.01 < np.linalg.norm(new - old, axis=1).max() <= 0.1 * np.sqrt(32) * 1.001
 
 
 def test_factors_of_half_precision_are_summed_in_single():
