@@ -25,7 +25,8 @@ struct alignas(16) RatingBlock {
 // a block of threads take ratings. With one group at work, steps are taken in the order of the ratings, block by block a
 // chunk in turn. Adds Σ w·e², each from before its step, to losses[blockIdx.x].
 template <class T, int LANES, int PACKS>
-__global__ void __launch_bounds__(256)
+// So many registers as four blocks of threads on a multiprocessor leave: for one more, numbers would be spilled.
+__global__ void __launch_bounds__(256, PACKS == 1 ? 4 : 1)
 sgd(const RatingBlock* __restrict__ blocks, long long n_blocks, long long chunks, long long groups, long long width,
     float mean, float inverse, float step_size, float l2, float bias_l2, double* __restrict__ losses) {
     __shared__ int users[CHUNK], items[CHUNK];
