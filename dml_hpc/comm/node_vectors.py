@@ -46,7 +46,7 @@ class NodeVectors:
         own = [(rank * length, length), (other + low, high - low)]
         if rank == 0:
             own.append((weights, weights_length + flags_length))
-        memory = SharedMemory(comm, node, flags + flags_length, own)
+        memory = SharedMemory(comm, node, flags + flags_length, own, "--allreduce ring")
 
         def vector(*pieces: tuple[int, int]) -> np.ndarray:
             return memory.map(*pieces)[:size * kind.itemsize].view(kind)

@@ -32,11 +32,14 @@ class SharedMemory:
     Collective over ``comm``, of whose ranks ``node`` holds some: when one node cannot, all raise `AgreedError`. The
     file has no name (Linux ``memfd_create``), so nothing of it is left behind however the job ends, and it does not
     depend on the size of /dev/shm. Each rank takes its ``own`` pieces (first byte, number of bytes) of the memory now,
-    near its own core, so that a node with too little of it fails here and not in the middle of a sum.
+    near its own core, so that a node with too little of it fails here and not in the middle of a sum. ``instead`` is
+    what a user can do where there is none.
     """
 
-    def __init__(self, comm: Intracomm, node: Intracomm, n_bytes: int, own: Sequence[tuple[int, int]]):
+    def __init__(self, comm: Intracomm, node: Intracomm, n_bytes: int, own: Sequence[tuple[int, int]],
+                 instead: str = ""):
         self._file = self._made = -1
+        self._instead = instead
         self._n_bytes = n_bytes
         path = ""
         try:
@@ -52,7 +55,7 @@ class SharedMemory:
 
     def _make(self) -> str:
         if not hasattr(os, "memfd_create"):
-            raise UserError("the hierarchical all-reduce needs Linux; use --allreduce ring")
+            raise UserError(f"memory that ranks share needs Linux{self._advice()}")
         self._made = os.memfd_create("dml-hpc", os.MFD_CLOEXEC)
         os.ftruncate(self._made, self._n_bytes)
         return f"/proc/{os.getpid()}/fd/{self._made}"
@@ -63,7 +66,7 @@ class SharedMemory:
         except OSError as error:
             why = os.strerror(error.errno or 0)
             raise UserError(f"the ranks of this node cannot share memory ({path}: {why}); they run "
-                            "in containers or as users of their own: use --allreduce ring") from None
+                            f"in containers or as users of their own{self._advice()}") from None
         try:
             for first, length in own:
                 if length:
@@ -72,9 +75,12 @@ class SharedMemory:
             raise self._too_little(error) from None
 
     def _too_little(self, error: OSError) -> UserError:
-        return UserError(f"the node has not the {self._n_bytes / 1e9:.1f} GB of memory that its ranks share in the "
-                         f"hierarchical all-reduce ({os.strerror(error.errno or 0)}); use fewer ranks a node, "
-                         "or --allreduce ring")
+        return UserError(f"the node has not the {self._n_bytes / 1e9:.1f} GB of memory that its ranks share "
+                         f"({os.strerror(error.errno or 0)}){self._advice('fewer ranks a node')}")
+
+    def _advice(self, first: str = "") -> str:
+        ways = [way for way in (first, self._instead) if way]
+        return f"; use {', or '.join(ways)}" if ways else ""
 
     def map(self, *pieces: tuple[int, int]) -> np.ndarray:
         """Return bytes (n,) uint8 that show the file's ``pieces`` (first byte, number of bytes) one after the other.

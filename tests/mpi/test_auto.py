@@ -88,4 +88,4 @@ def test_a_reducer_that_cannot_run_here_is_left_out_with_its_reason(comm, monkey
     monkeypatch.delattr("os.memfd_create")
     with open_reducer("auto", comm, 10) as reducer:
         assert reducer.name != "hierarchical"
-        assert "hierarchical not here (the hierarchical all-reduce needs Linux" in reducer.choice
+        assert "hierarchical not here (memory that ranks share needs Linux" in reducer.choice

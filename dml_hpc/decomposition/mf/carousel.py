@@ -39,20 +39,22 @@ class Carousel:
     ``item_bounds`` (I + 1,) are those of the grid. An epoch is: `start`; then in every stratum and for each of the
     rank's user stripes in turn `stripe`, and `leave` after the first; `finish`. Before and after it,
     ``strata.home(rank)`` are here. Not collective but where it says so; no rank may begin an epoch that others do not.
+    ``memory`` are slots for a stripe each (None: it has some of its own), of which `NodeCarousel` knows the use.
     """
 
-    def __init__(self, comm: Intracomm, strata: Strata, item_bounds: np.ndarray, form: Format):
+    def __init__(self, comm: Intracomm, strata: Strata, item_bounds: np.ndarray, form: Format,
+                 memory: list[np.ndarray] | None = None):
         self._comm, self._strata, self._form = comm, strata, form
         self._rows = np.diff(item_bounds).tolist()
         self.home = strata.home(comm.rank)
         slots = len(strata.places(comm.rank))
         slots = strata.items if comm.size == 1 else min(slots, strata.items) + AHEAD
         size = form.bytes(max(self._rows, default=0))
-        self._memory = [self._room(size) for _ in range(slots)]
+        self._memory = [self._room(size) for _ in range(slots)] if memory is None else memory
         self._views: dict[tuple[int, int], Rows] = {}
         self._here = {item: slot for slot, item in enumerate(self.home)}
         self._free = list(range(len(self._here), slots))
-        self._coming: deque[tuple[int, int]] = deque()
+        self._coming: deque[int] = deque()
         self._arriving: deque[_Travelling] = deque()
         self._departing: deque[_Travelling] = deque()
         self.bytes_sent = 0
@@ -64,7 +66,7 @@ class Carousel:
     def start(self) -> None:
         """Begin an epoch."""
         if self._comm.size > 1:
-            self._coming.extend(self._strata.arriving(self._comm.rank))
+            self._coming.extend(item for _, item in self._strata.arriving(self._comm.rank))
             self._post()
 
     def stripe(self, item: int) -> Rows:
@@ -91,12 +93,16 @@ class Carousel:
     def progress(self) -> None:
         """Let messages get on."""
         while self._departing and _done(self._departing[0].requests):
-            self._free.append(self._departing.popleft().slot)
+            self._vacate(self._departing.popleft().slot)
         self._post()
         while self._arriving and _done(self._arriving[0].requests):
             arrived = self._arriving.popleft()
             self._landed(arrived.slot)
             self._here[arrived.item] = arrived.slot
+
+    def _vacate(self, slot: int) -> None:
+        """A stripe has been sent from this slot."""
+        self._free.append(slot)
 
     def _landed(self, slot: int) -> None:
         """Do what is left to do when a stripe has come."""
@@ -117,20 +123,23 @@ class Carousel:
             self._wait()
 
     def _wait(self) -> None:
-        """Wait until a message has come or gone."""
+        """Wait until a stripe has come or gone."""
         before = self._under_way()
         spin_until = time.perf_counter() + SPIN_S
-        with waiting("a message", counted=False):
+        with waiting("a stripe of items", counted=False):
             while True:
                 self.progress()
                 if before != self._under_way():
                     return
-                rest(spin_until)
+                self._rest(spin_until)
+
+    def _rest(self, spin_until: float) -> None:
+        rest(spin_until)
 
     def _post(self) -> None:
         right = (self._comm.rank + 1) % self._comm.size
         while self._free and self._coming:
-            _, item = self._coming.popleft()
+            item = self._coming.popleft()
             slot = self._free.pop()
             requests = [self._comm.Irecv(part, right) for part in self._messages(item, slot)]
             self._arriving.append(_Travelling(item, slot, requests))

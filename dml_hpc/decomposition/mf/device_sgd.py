@@ -79,7 +79,12 @@ class DeviceSgd(Sgd):
             rating_sgd.predict(device, none, 1, form.dtype, form.width, 0.0, 1.0, self._predicted)
         device.synchronize()
 
-    def _open_carousel(self) -> Carousel:
+    def _open_carousel(self) -> Carousel | None:
+        with agreed(self.comm):
+            self._there = self._open_there() if self.own else None
+        return self._there
+
+    def _open_there(self) -> DeviceCarousel:
         bounds, team = self._grid.item_bounds, self._team
         needed = self.form.bytes(self.users.count) + self.form.bytes(int(np.diff(bounds).max(initial=0))) * (
             DeviceCarousel.slots(self.strata, team.rank, team.size))
@@ -87,8 +92,7 @@ class DeviceSgd(Sgd):
         if self._room < 0:
             raise UserError(f"--device cuda: the factors of a rank take {needed >> 20:,} MiB of a GPU's memory, more "
                             "than its share of what is free; use more ranks and GPUs, or --factors float16")
-        self._there = DeviceCarousel(team, self.strata, bounds, self.form, self._device, self.staged is None)
-        return self._there
+        return DeviceCarousel(team, self.strata, bounds, self.form, self._device, self.staged is None)
 
     def _put_held(self) -> None:
         """Copy to the device what is held out: of each block one after the other, in the order of the strata."""

@@ -17,6 +17,7 @@ from dml_hpc.decomposition.mf.blocks import Blocks, moments, summed
 from dml_hpc.decomposition.mf.carousel import Carousel
 from dml_hpc.decomposition.mf.held_out import Errors, HeldOut
 from dml_hpc.decomposition.mf.learner import Part, Progress
+from dml_hpc.decomposition.mf.node_carousel import compile_queues, open_carousel
 from dml_hpc.decomposition.mf.rows import Format, Rows
 from dml_hpc.decomposition.mf.strata import Strata
 from dml_hpc.kernels.rating_sgd import lanes_of, predict, sgd
@@ -56,7 +57,8 @@ class Sgd:
 
     Rank r has ``users``, the rows of its user stripes, and `items`. A rating is predicted as ``mean`` + ``scale``·(b_u
     + c_i + p_u·q_i): penalties are scaled so that they mean the same for ratings of any unit. ``held`` are ratings to
-    measure on. Collective; close it by ``with``. Raises `AgreedError` where ratings cannot be read.
+    measure on. ``apart`` says why ranks of a node do not share memory, None: they do, or there are no such ranks.
+    Collective; close it by ``with``. Raises `AgreedError` where ratings cannot be read.
     """
 
     def __init__(self, comm: Intracomm, ratings: Ratings, settings: Settings, clock: Clock,
@@ -72,6 +74,7 @@ class Sgd:
         self.own_ratings = int(grid.counts[self.own.start:self.own.stop].sum())
         self.form = Format(settings.k, np.dtype(settings.factors), settings.biases, settings.adaptive)
         self._blocks = Blocks(ratings, most_bytes)
+        self.apart: str | None = None
         with clock.phase("read"):
             with agreed(comm):
                 for u in self.own:
@@ -85,8 +88,7 @@ class Sgd:
         self._of_stripe = {u: self.users.part(int(bounds[u]) - self.first_user, int(bounds[u + 1]) - self.first_user)
                            for u in self.own}
         self._team: Intracomm = comm.Split(0 if self.own else 1, comm.rank)  # type: ignore[assignment]
-        with agreed(comm):
-            self.carousel = self._open_carousel() if self.own else None
+        self.carousel = self._open_carousel()
         threads = min(settings.threads, len(self.own))
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self._shape = lanes_of(self.form.width)
@@ -100,8 +102,10 @@ class Sgd:
         if error[0] is None:
             self._team.Free()
 
-    def _open_carousel(self) -> Carousel:
-        return Carousel(self._team, self.strata, self._grid.item_bounds, self.form)
+    def _open_carousel(self) -> Carousel | None:
+        """Collective: return it, None where this rank has no stripes."""
+        found, self.apart = open_carousel(self.comm, self._team, self.strata, self._grid.item_bounds, self.form)
+        return found
 
     @staticmethod
     def compile(settings: Settings, weighted: bool) -> None:
@@ -112,6 +116,7 @@ class Sgd:
         rows.draw(0, settings.seed, USERS, 1.0)
         rows.measure()
         p, b, squares = rows.part(0, 1)
+        compile_queues()
         sgd(numbers, numbers, values, values if weighted else None, p, p, b, b, squares, squares, *shape,
             *map(np.float32, (0, 1, 0, 0, 0)), 0)
         predict(numbers, numbers, p, p, b, b, *shape, np.float32(0), np.float32(1), values)
@@ -129,7 +134,7 @@ class Sgd:
 
     @property
     def bytes_sent(self) -> int:
-        """Bytes of factors that this rank has sent."""
+        """Bytes of factors that this rank has sent in messages; what ranks of a node hand over is none."""
         return 0 if self.carousel is None else self.carousel.bytes_sent
 
     def improve(self, epoch: int, step_size: float | None) -> Progress:
