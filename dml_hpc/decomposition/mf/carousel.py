@@ -57,6 +57,8 @@ class Carousel:
         self._coming: deque[int] = deque()
         self._arriving: deque[_Travelling] = deque()
         self._departing: deque[_Travelling] = deque()
+        self.messages = comm.size > 1
+        """Whether stripes travel as messages, which are to be looked after between blocks."""
         self.bytes_sent = 0
 
     def _room(self, size: int) -> np.ndarray:

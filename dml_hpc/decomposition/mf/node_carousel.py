@@ -123,6 +123,7 @@ class NodeCarousel(Carousel):
         self._free = list(range(sum(homes), len(chain.slots))) if place == 0 else []
         self._next, self._last = _Queue(chain.queues[place]), _Queue(chain.queues[place - 1])
         is_whole = len(ranks) == comm.size
+        self.messages = not is_whole
         self._hands_on, self._is_handed = is_whole or place < len(ranks) - 1, is_whole or place > 0
 
     def _send(self, item: int, slot: int) -> None:

@@ -155,15 +155,16 @@ class Sgd:
         """
         settings, shape = self.settings, self._grid.shape
         constants = (*self._shape, *map(np.float32, (self.mean, self.scale, step_size, settings.l2, settings.l2)))
-        starts = np.random.default_rng([settings.seed, epoch]).random(shape)  # a block's first rating, by chance
-        sums = np.zeros((shape[0], 1))
-        between = self.carousel.progress if self.carousel is not None and self._pool is None else _nothing
+        starts = np.random.default_rng([settings.seed, epoch]).random(shape).tolist()  # a block's first, by chance
+        sums = [0.0] * shape[0]
+        between = (self.carousel.progress if self.carousel is not None and self.carousel.messages
+                   and self._pool is None else _nothing)
 
         def work(u: int, i: int, rows: Rows, block: Block) -> float:
             p, b, p_squares = self._of_stripe[u]
             q, c, q_squares = rows.flat, rows.biases, rows.squares
             count = len(block.ratings)
-            first = int(starts[u, i] * count)
+            first = int(starts[u][i] * count)
             if count <= PIECE_RATINGS:
                 return sgd(*block, p, q, b, c, p_squares, q_squares, *constants, first)
             total = 0.0
@@ -177,12 +178,12 @@ class Sgd:
             return total
 
         def met(u: int, loss: float) -> None:
-            sums[u, 0] += loss
+            sums[u] += loss
 
         for rows in (self.users, *(rows for _, rows in self.items())):
             rows.measure()
         self._turn(work, met, self._pool)
-        loss = float(summed(self.comm, sums)[0])
+        loss = float(summed(self.comm, np.array(sums)))
         self.clock.lap("communicate")
         return math.sqrt(loss / self.weight) * self.scale if self.weight else 0.0
 
@@ -232,10 +233,11 @@ class Sgd:
                     clock.lap("compute")
                     if u == self.own.start:
                         carousel.leave(i)
-                    carousel.progress()
-                    clock.lap("communicate")
+                    if u == self.own.start or carousel.messages:
+                        carousel.progress()
+                        clock.lap("communicate")
             for u, i, future in running:
-                while not wait([future], POLL_S).done:
+                while carousel.messages and not wait([future], POLL_S).done:
                     carousel.progress()
                 met(u, future.result())
                 if u == self.own.start:
