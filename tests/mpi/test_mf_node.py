@@ -12,8 +12,10 @@ from dml_hpc.commands import mf
 from dml_hpc.console import Console
 from dml_hpc.data.ratings.opened import MemoryRatings
 from dml_hpc.decomposition.mf import node_carousel
-from dml_hpc.decomposition.mf.node_carousel import NodeCarousel, chain_of
+from dml_hpc.decomposition.mf.node_carousel import NodeCarousel, chain_of, open_carousel
+from dml_hpc.decomposition.mf.rows import Format
 from dml_hpc.decomposition.mf.sgd import Settings, Sgd
+from dml_hpc.decomposition.mf.strata import Strata
 from dml_hpc.errors import UserError
 
 pytestmark = pytest.mark.mpi
@@ -28,7 +30,7 @@ CASES = {"adagrad": {}, "bold driver": {"adaptive": False}, "half": {"factors": 
 
 
 def factors(comm, given=RATINGS, shape=(5, 8), **settings):
-    """Return each epoch's error and all ranks' factors, then what each rank sent of all bytes, its carousel, and why."""
+    """Return each epoch's error and all ranks' factors; then the share of all bytes that was sent, carousel, why."""
     settings = {"k": 4, "l2": 0.02, "adaptive": True, **settings}
     with Sgd(comm, MemoryRatings(*given, shape=shape), Settings(**settings), Clock()) as sgd:
         sgd.begin()
@@ -62,6 +64,35 @@ def test_wherever_ranks_sit_they_find_the_same_bits(comm, layout, case, monkeypa
         crosses = nodes[comm.rank] != nodes[(comm.rank - 1) % at_work]
         assert sent == EPOCHS * crosses  # all stripes, once an epoch, over the ends of nodes alone
         assert carousel.messages == (at_work > 1 and len(set(nodes[:at_work])) > 1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_stripe_comes_to_every_block_in_its_turn_and_back(comm, layout, monkeypatch):
+    """Whatever the grid; stripes of no rows travel, too, and do not come before they have left."""
+    monkeypatch.setattr(node_carousel, "nodes_of", lambda _: LAYOUTS[layout][:comm.size])
+    form = Format(3, np.dtype(np.float32), True, False)
+    for users, counts in ((5, (1, 0)), (7, (0, 3, 0, 2, 0, 0, 5)), (3, (4, 0, 0, 1, 9, 0, 2, 0, 0, 3)), (2, (0, 0, 0))):
+        strata, bounds = Strata(np.ones((users, len(counts)), np.int64), comm.size), np.cumsum([0, *counts])
+        own = strata.own(comm.rank)
+        team = comm.Split(0 if own else 1, comm.rank)
+        carousel, _ = open_carousel(comm, team, strata, bounds, form)
+        for item in carousel.home if carousel else ():
+            carousel.stripe(item).raw[:] = item
+        for _ in range(2 if carousel else 0):
+            carousel.start()
+            for stratum in range(strata.length):
+                for u in own:
+                    if (item := strata.item(strata.place(u), stratum)) is not None:
+                        carousel.stripe(item).raw[:] += 1
+                        if u == own.start:
+                            carousel.leave(item)
+                        carousel.progress()
+            carousel.finish()
+            team.Barrier()
+        for item in carousel.home if carousel else ():
+            rows = carousel.stripe(item)
+            assert rows.count == counts[item] and (rows.raw == item + 2 * users).all()
+        team.Free()
 
 
 @pytest.mark.maths

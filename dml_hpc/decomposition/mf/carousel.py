@@ -149,7 +149,8 @@ class Carousel:
     def _messages(self, item: int, slot: int) -> list[np.ndarray]:
         size = self._form.bytes(self._rows[item])
         raw = self._memory[slot]
-        return [raw[first:min(first + MESSAGE_BYTES, size)] for first in range(0, size, MESSAGE_BYTES)]
+        # A stripe of no rows travels too, as an empty message: it must not be there before it has left.
+        return [raw[first:min(first + MESSAGE_BYTES, size)] for first in range(0, max(size, 1), MESSAGE_BYTES)]
 
 
 def rest(spin_until: float) -> None:

@@ -61,7 +61,7 @@ def open_carousel(comm: Intracomm, team: Intracomm, strata: Strata, item_bounds:
 
 
 def chain_of(nodes: Sequence[int], rank: int) -> list[int]:
-    """Return the ranks of the chain of ``rank``, in the order in which stripes come to them: from each to the one below.
+    """Return the ranks of the chain of ``rank`` in the order in which stripes come to them, from each to the one below.
 
     ``nodes`` are those of all ranks. The chain without ends begins with the last rank.
     """
