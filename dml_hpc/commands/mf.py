@@ -102,6 +102,8 @@ def run(comm: Intracomm, console: Console, ratings: Path, output: Path, k: int =
         staged = getattr(learner, "staged", None) if comm.size > 1 else None
         if staged is not None:
             console.say(f"factors  go from GPU to GPU through pinned host memory: {staged}")
+        if (apart := getattr(learner, "apart", None)) is not None:
+            console.say(f"factors  go between ranks of a node as messages, more slowly: {apart}")
         bar = console.bar(want.epochs or 0, "factorising", begun)
         comm.Barrier()  # so that time begins at once everywhere
         began, taken = time.perf_counter(), usage()

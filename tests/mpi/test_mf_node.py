@@ -104,7 +104,7 @@ def test_chains_are_the_ranks_between_which_nothing_has_to_travel():
     assert chain_of([5], 0) == [0]
 
 
-def test_ranks_that_cannot_share_memory_send_messages_and_say_why(comm, monkeypatch):
+def test_ranks_that_cannot_share_memory_send_messages_and_say_why(comm, folder, monkeypatch, capsys):
     take = SharedMemory._take
 
     def refused(self, *arguments):
@@ -118,12 +118,20 @@ def test_ranks_that_cannot_share_memory_send_messages_and_say_why(comm, monkeypa
     assert not isinstance(carousel, NodeCarousel)
     assert sent == (EPOCHS if comm.size > 1 else 0)
     assert why == (None if comm.size == 1 else "the ranks of this node cannot share memory")
+    told = run(comm, folder, Console(rank=comm.rank))
+    assert (told["bytes_sent"] > 0) == (comm.size > 1)
+    said = "as messages, more slowly: the ranks of this node cannot share memory" in capsys.readouterr().out
+    assert said == (comm.size > 1 and comm.rank == 0)
 
 
 def test_on_one_node_a_run_sends_nothing(comm, folder):
+    told = run(comm, folder, Console(rank=1))
+    assert told["bytes_sent"] == 0 == max(point["bytes_sent"] for course in told["trace"] for point in course)
+    assert told["ranks_at_work"] == min(comm.size, 4)
+
+
+def run(comm, folder, console):
     if comm.rank == 0:
         import_ratings(folder, "train", RATINGS, (4, 6))
     comm.Barrier()
-    told = mf.run(comm, Console(rank=1), folder / "train", folder / "f.h5", k=4, epochs=3)
-    assert told["bytes_sent"] == 0 == max(point["bytes_sent"] for course in told["trace"] for point in course)
-    assert told["ranks_at_work"] == comm.size or comm.size > 4
+    return mf.run(comm, console, folder / "train", folder / "f.h5", k=4, epochs=3)

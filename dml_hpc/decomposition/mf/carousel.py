@@ -23,6 +23,8 @@ MESSAGE_BYTES = 1 << 22
 """A longer stripe travels in several messages: what has arrived of it is out of the way of what follows."""
 AHEAD = 2
 """Stripes that a rank takes in before it has room by having let go of others."""
+MOST_VIEWS = 4096
+"""Kept of stripes in slots: thousands of ranks have more pairs of these."""
 SPIN_S = 1e-3
 _NAP_S = 2e-5
 
@@ -77,6 +79,8 @@ class Carousel:
             self._land()
         slot = self._here[item]
         if (item, slot) not in self._views:
+            if len(self._views) == MOST_VIEWS:
+                self._views.clear()
             self._views[item, slot] = Rows(self._form, self._rows[item], self._memory[slot])
         return self._views[item, slot]
 

@@ -48,7 +48,7 @@ def open_carousel(comm: Intracomm, team: Intracomm, strata: Strata, item_bounds:
     """
     nodes, why = nodes_of(comm)[:strata.active], None
     own = comm.rank < len(nodes)
-    if any(len(chain_of(nodes, rank)) > 1 for rank in range(len(nodes))):
+    if len(nodes) > 1 and any(nodes[rank] == nodes[rank - 1] for rank in range(len(nodes))):
         try:
             chain = _open_chain(comm, chain_of(nodes, comm.rank) if own else [], strata,
                                 form.bytes(int(np.diff(item_bounds).max(initial=0))))
