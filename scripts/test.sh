@@ -69,7 +69,7 @@ export PYTHONUNBUFFERED=1
 # Open MPI gives ranks a terminal of their own, so pytest cannot tell where its output goes.
 color=no
 [ ! -t 1 ] || color=yes
-pytest=(python -m pytest -q --color=$color)
+pytest=(python -m pytest -q --color=$color --durations=15 --durations-min=3)
 
 # The tests marked `job` start ranks of their own, so what they show depends on the MPI library too.
 # Some of the tests wait, for deadlines and for jobs: three keep two cores busy.
