@@ -24,6 +24,7 @@ from dml_hpc.parameters import (
     Contenders,
     Counts,
     Finite,
+    FiniteOrAuto,
     Gpus,
     GridShape,
     Interval,
@@ -501,8 +502,9 @@ def svd_apply(comm: Any, console: Any, **arguments: Any) -> Any:
 @option("--algorithm", type=click.Choice(MF_ALGORITHMS), default="sgd", envvar="DML_HPC_MF_ALGORITHM",
         help="sgd: stratified stochastic gradient descent, item factors travel round the ranks; als: alternating "
         "least squares, users and items are solved for in turn.")
-@option("--l2", type=NOT_NEGATIVE, default=None, metavar="λ", help="Penalty λ(‖p‖² + ‖q‖² + b² + c²) a rating; "
-        "with --implicit λ‖p‖² a user and λ‖q‖² an item.  [default: 0.02; --implicit: 0.1]")
+@option("--l2", type=FiniteOrAuto(min=0), default=None, metavar="λ|auto", help="Penalty λ(‖p‖² + ‖q‖² + b² + c²) a "
+        "rating; with --implicit λ‖p‖² a user and λ‖q‖² an item; auto, for als: found from the ratings.  [default: sgd: "
+        "0.02, als: auto; --implicit: 0.1]")
 @option("--biases/--no-biases", default=None, help="Learn what is particular to a user, or to an item, alone.  "
         "[default: --biases; --implicit has none]")
 @option("--implicit", is_flag=True, help="als: ratings count how often something was done, 0 where there are none; "

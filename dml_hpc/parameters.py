@@ -142,6 +142,17 @@ class Finite(click.FloatRange):
         return "" if self.min is None and self.max is None else super()._describe_range()
 
 
+class FiniteOrAuto(Finite):
+    """A number in a range, or ``auto``: it is found."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, or "auto"."""
+        return value if value == "auto" else super().convert(value, param, ctx)
+
+    def _describe_range(self) -> str:  # "auto" is in none
+        return ""
+
+
 class BatchSize(click.ParamType):
     """A number of rows, or ``full`` for the whole data set."""
 

@@ -22,8 +22,14 @@ struct Equations {
     const float *ratings, *weights, *others, *other_biases, *gram;
     float *x, *biases;
     double* losses;
+    const float* penalties;
     long long width;
-    float mean, inverse, l2, alpha;
+    float mean, inverse, alpha;
+
+    // ρ of factor j of a row, of its bias where that is `width`; the row's Σ a is `total`.
+    __device__ __forceinline__ double ridge(double total, int j) const {
+        return double(penalties[j]) * total + double(penalties[width + 1 + j]);
+    }
 };
 
 // Σ of what the entries add beside the matrix: the factor of the matrix, of the right side, and what is left.
@@ -283,12 +289,11 @@ solve(const Equations* __restrict__ equations, long long side, const long long* 
         }
     }
     __syncthreads();
-    const double ridge = double(own.l2) * (own.gram ? 1.0 : total.a);
     for (int i = threadIdx.x; own.gram && i < width * width; i += blockDim.x)
         if (i % width <= i / width) matrix[triangle(i / width) + i % width] += own.gram[i];
     __syncthreads();
     for (int row = threadIdx.x; row < size; row += blockDim.x) {
-        const float diagonal = matrix[triangle(row) + row] + float(ridge);
+        const float diagonal = matrix[triangle(row) + row] + float(own.ridge(total.a, row));
         matrix[triangle(row) + row] = diagonal;
         least[row] = diagonal * float(width) * 1.2e-7f;
     }
@@ -296,7 +301,7 @@ solve(const Equations* __restrict__ equations, long long side, const long long* 
     factorise(matrix, least, inverses, size);
     if (threadIdx.x >= WARP) return;
     float found[PARTS];
-    double explained = 0, norm = 0;
+    double explained = 0, penalty = 0;
     for (int i = threadIdx.x; i < size; i += WARP) {
         const double y = matrix[triangle(size) + i];
         explained += y * y;
@@ -306,17 +311,17 @@ solve(const Equations* __restrict__ equations, long long side, const long long* 
     for (int part = 0; part < PARTS; ++part) {
         const int i = part * WARP + int(threadIdx.x);
         if (i >= size) continue;
-        norm += double(found[part]) * double(found[part]);
+        penalty += own.ridge(total.a, i) * double(found[part]) * double(found[part]);
         if (i < width) own.x[n * width + i] = found[part];
         else own.biases[n] = found[part];
     }
     explained = warp_sum(explained);
-    norm = warp_sum(norm);
+    penalty = warp_sum(penalty);
     if (threadIdx.x == 0) {
-        // xᵀAx + ρ‖x‖² = xᵀt = ‖y‖² of the solution: what is left of the squares follows without another look at them.
-        const double fit = total.constant - explained - ridge * norm;
+        // xᵀAx + Σ ρx² = xᵀt = ‖y‖² of the solution: what is left of the squares follows without another look at them.
+        const double fit = total.constant - explained - penalty;
         own.losses[2 * n] = fit < 0 && !own.gram ? 0 : fit;
-        own.losses[2 * n + 1] = ridge * norm;
+        own.losses[2 * n + 1] = penalty;
     }
 }
 

@@ -3,14 +3,14 @@
 Row n has the entries e = ``starts[n]`` … ``starts[n + 1]`` − 1: a rating r_e, of weight v_e, and the row q_e =
 ``others[columns[e]]`` of the other side. What is solved for is x_n in
 
-    (G + Σ_e a_e q_e q_eᵀ + ρ_n I) x_n = Σ_e t_e q_e
+    (G + Σ_e a_e q_e q_eᵀ + diag(ρ_n)) x_n = Σ_e t_e q_e,        ρ_n = ``penalties[:width]``·Σ_e a_e + what follows these
 
-- explicit (``gram`` None): a = v, t = v·((r − mean)·inverse − c_e), ρ_n = l2·Σ_e v_e, no G, where c_e is the other
-  side's bias. With ``biases``, x_n is found together with the row's own bias, as if every q_e had a 1 behind it, with
-  the same penalty. Zhou, Wilkinson, Schreiber and Pan, *Large-scale parallel collaborative filtering for the Netflix
-  prize*, AAIM 2008 (a penalty by number of ratings).
-- implicit: G = ``gram`` = QᵀQ over all rows of the other side, a = alpha·v·r, t = 1 + a where r > 0 else 0, ρ_n = l2.
-  Hu, Koren and Volinsky, *Collaborative filtering for implicit feedback datasets*, ICDM 2008.
+- explicit (``gram`` None): a = v, t = v·((r − mean)·inverse − c_e), no G, where c_e is the other side's bias. With
+  ``biases``, x_n is found together with the row's own bias, as if every q_e had a 1 behind it. Zhou, Wilkinson,
+  Schreiber and Pan, *Large-scale parallel collaborative filtering for the Netflix prize*, AAIM 2008 (a penalty by
+  number of ratings).
+- implicit: G = ``gram`` = QᵀQ over all rows of the other side, a = alpha·v·r, t = 1 + a where r > 0 else 0. Hu, Koren
+  and Volinsky, *Collaborative filtering for implicit feedback datasets*, ICDM 2008 (a penalty a row).
 
 Rows of ``others`` and ``x`` have ``width`` elements (`padded` k; those behind k are 0 in and out). Arrays of all
 functions here, on either device:
@@ -18,9 +18,10 @@ functions here, on either device:
     starts (n + 1,) int64     columns (e,) int32        ratings (e,) float32      weights (e,) float32, None: 1 each
     others (m·width,) float32 other_biases (m,) float32, None: there are none     gram (width·width,) float32, None
     x (n·width,) float32, out biases (n,) float32 out, None: there are none       losses (n, 2) float64, out
+    penalties (2·(width + 1),) float32: those a rating of a row's factors and of its bias, then those a row
 
 ``losses[n]`` are, for the new x_n, what its entries (implicit: and its pairs without a rating) add to the sum of
-squares, Σ v·(…)² or Σ c·(1 or 0 − x·q)², and its penalty ρ_n·(‖x‖² + b²). A row without entries becomes 0. Where the
+squares, Σ v·(…)² or Σ c·(1 or 0 − x·q)², and its penalty Σ_j ρ_nj·x_j², the bias being the last of these. A row without entries becomes 0. Where the
 matrix is singular to float32 (no penalty, fewer ratings than factors), the factors that depend on those before them are
 0: what is found is finite, and solves what can be solved. All is the same bits whatever else is solved, by whom.
 """
@@ -66,8 +67,23 @@ def _clear(n, x, biases, losses, width):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _solve(starts, columns, ratings, weights, others, other_biases, gram, x, biases, losses, width, mean, inverse, l2,
-          alpha, first, last, work):
+def _ridge(penalties, width, total, j):
+    """Return ρ of a row's factor j, of its bias where that is ``width``; the row's Σ a is ``total``."""
+    return np.float64(penalties[j]) * total + np.float64(penalties[width + 1 + j])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _penalty(penalties, width, total, x, bias):
+    """Return Σ ρ_j x_j², of a row and its bias."""
+    found = 0.0
+    for j in range(width):
+        found += _ridge(penalties, width, total, j) * np.float64(x[j]) * np.float64(x[j])
+    return found + _ridge(penalties, width, total, width) * np.float64(bias) * np.float64(bias)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _solve(starts, columns, ratings, weights, others, other_biases, gram, x, biases, losses, width, mean, inverse,
+           penalties, alpha, first, last, work):
     A, q, weighed, a, t, predicted, b, s, least, inverses = work
     most, stride, tiny = len(q) // width, width + LANES, np.float32(width) * _TINY
     for n in range(first, last):
@@ -100,9 +116,8 @@ def _solve(starts, columns, ratings, weights, others, other_biases, gram, x, bia
                 else:
                     weigh(q, part * width, width, count, a, part, weighed)
                     add_products(weighed, 0, q, part * width, count, width, A, stride)
-        ridge = np.float64(l2) * (total if not len(gram) else 1.0)
         for j in range(width):
-            A[j * stride + j] += np.float32(ridge)
+            A[j * stride + j] += np.float32(_ridge(penalties, width, total, j))
             least[j] = A[j * stride + j] * tiny
             A[j * stride + width], A[j * stride + width + 1] = b[j], s[j]
         factor(A, width, stride, least, inverses)
@@ -111,7 +126,8 @@ def _solve(starts, columns, ratings, weights, others, other_biases, gram, x, bia
         bias = _ZERO
         if len(biases):
             # The row's bias is one more unknown, the last: its pivot is what is left of Σ a + ρ.
-            pivot, whole = np.float32(total + ridge) - dot(s, s), np.float32(total + ridge)
+            whole = np.float32(total + _ridge(penalties, width, total, width))
+            pivot = whole - dot(s, s)
             if pivot > whole * tiny:
                 bias = (np.float32(b_last) - dot(s, b)) / pivot
                 step(-bias, s, b)
@@ -132,13 +148,13 @@ def _solve(starts, columns, ratings, weights, others, other_biases, gram, x, bia
             add_rows(gram, 0, width, width, b, 0, s)
             fit += np.float64(dot(s, b))
         losses[n, 0] = fit
-        losses[n, 1] = ridge * (np.float64(dot(b, b)) + np.float64(bias) * np.float64(bias))
+        losses[n, 1] = _penalty(penalties, width, total, b, bias)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _solve_cg(starts, columns, ratings, weights, others, other_biases, gram, x, biases, losses, width, mean, inverse,
-              l2, alpha, steps, first, last, work):
-    _, q, _, a, t, predicted, r, p, Ap, own = work
+              penalties, alpha, steps, first, last, work):
+    ridge, q, _, a, t, predicted, r, p, Ap, own = work
     most = len(q) // width
     for n in range(first, last):
         start, stop = starts[n], starts[n + 1]
@@ -165,15 +181,17 @@ def _solve_cg(starts, columns, ratings, weights, others, other_biases, gram, x, 
         if total == 0.0 and not len(gram):  # all weigh 0: any row would do
             _clear(n, x, biases, losses, width)
             continue
-        ridge = np.float32(np.float64(l2) * (total if not len(gram) else 1.0))
+        for j in range(width + 1):
+            ridge[j] = np.float32(_ridge(penalties, width, total, j))
         if len(gram):
             clear(Ap)
             add_rows(gram, 0, width, width, own, 0, Ap)
             fit += np.float64(dot(Ap, own))
             step(np.float32(-1), Ap, r)
-        step(-ridge, own, r)
-        last_r = np.float32(r_last) - ridge * bias if len(biases) else _ZERO
-        objective = fit + np.float64(ridge) * (np.float64(dot(own, own)) + np.float64(bias * bias))
+        for j in range(width):
+            r[j] -= ridge[j] * own[j]
+        last_r = np.float32(r_last) - ridge[width] * bias if len(biases) else _ZERO
+        objective = fit + _penalty(penalties, width, total, own, bias)
         for j in range(0, width, LANES):
             store(p, j, load(r, j, _ZERO))
         last_p = last_r
@@ -194,8 +212,9 @@ def _solve_cg(starts, columns, ratings, weights, others, other_biases, gram, x, 
                 add_rows(q, 0, width, high - low, predicted, 0, Ap)
             if len(gram):
                 add_rows(gram, 0, width, width, p, 0, Ap)
-            step(ridge, p, Ap)
-            last_Ap = np.float32(sum_p) + ridge * last_p if len(biases) else _ZERO
+            for j in range(width):
+                Ap[j] += ridge[j] * p[j]
+            last_Ap = np.float32(sum_p) + ridge[width] * last_p if len(biases) else _ZERO
             curvature = dot(p, Ap) + last_p * last_Ap
             if not curvature > squares * np.float32(1e-30) or squares == _ZERO:
                 break
@@ -216,31 +235,31 @@ def _solve_cg(starts, columns, ratings, weights, others, other_biases, gram, x, 
             store(x, n * width + j, load(own, j, _ZERO))
         if len(biases):
             biases[n] = bias
-        penalty = np.float64(ridge) * (np.float64(dot(own, own)) + np.float64(bias * bias))
+        penalty = _penalty(penalties, width, total, own, bias)
         losses[n, 0] = objective - penalty
         losses[n, 1] = penalty
 
 
-def solve(starts, columns, ratings, weights, others, other_biases, gram, x, biases, losses, width, mean, inverse, l2,
-          alpha, first, last, work):
+def solve(starts, columns, ratings, weights, others, other_biases, gram, x, biases, losses, width, mean, inverse,
+          penalties, alpha, first, last, work):
     """Set rows ``first`` … ``last`` − 1 to the solution by a Cholesky factorisation.
 
-    ``mean``, ``inverse``, ``l2``, ``alpha``, ``width``, ``first``, ``last`` are numbers; ``work`` is of `room`.
+    ``mean``, ``inverse``, ``alpha``, ``width``, ``first``, ``last`` are numbers; ``work`` is of `room`.
     """
     _solve(starts, columns, ratings, _given(weights), others, _given(other_biases), _given(gram), x,
-           _given(biases), losses, width, np.float32(mean), np.float32(inverse), np.float32(l2), np.float32(alpha),
+           _given(biases), losses, width, np.float32(mean), np.float32(inverse), penalties, np.float32(alpha),
            first, last, work)
 
 
-def solve_cg(starts, columns, ratings, weights, others, other_biases, gram, x, biases, losses, width, mean, inverse, l2,
-             alpha, steps, first, last, work):
+def solve_cg(starts, columns, ratings, weights, others, other_biases, gram, x, biases, losses, width, mean, inverse,
+             penalties, alpha, steps, first, last, work):
     """As `solve`, but take ``steps`` steps of conjugate gradients from the x (n·width,) and biases given.
 
     Takács, Pilászy and Tikk, *Applications of the conjugate gradient method for implicit feedback collaborative
     filtering*, RecSys 2011. A row without entries becomes 0 at once.
     """
     _solve_cg(starts, columns, ratings, _given(weights), others, _given(other_biases), _given(gram), x,
-              _given(biases), losses, width, np.float32(mean), np.float32(inverse), np.float32(l2),
+              _given(biases), losses, width, np.float32(mean), np.float32(inverse), penalties,
               np.float32(alpha), steps, first, last, work)
 
 

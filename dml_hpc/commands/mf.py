@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def run(comm: Intracomm, console: Console, ratings: Path, output: Path, k: int = 32, algorithm: str = "sgd",
-        l2: float | None = None, biases: bool | None = None, implicit: bool = False, alpha: float | None = None,
+        l2: float | str | None = None, biases: bool | None = None, implicit: bool = False, alpha: float | None = None,
         solver: str | None = None, schedule: str | None = None, step_size: float | None = None,
         epochs: int | None = None, time_budget: float | None = None, tolerance: float | None = None,
         test: Path | None = None, factors: str | None = None, threads: int | None = None,
@@ -111,10 +111,13 @@ def run(comm: Intracomm, console: Console, ratings: Path, output: Path, k: int =
                         lambda so_far: bar.advance(1, _error(so_far)))
         work_s, used = time.perf_counter() - began, since(taken)
         bar.close(_error(outcome))
+        learnt_penalties = getattr(learner, "penalties", None)
+        noise = getattr(learner, "noise", None)
         digest = write_rating_factors(
             comm, output, _pieces(learner.parts(), math.sqrt(learner.scale)), learnt.users, learnt.items, learner.mean,
             {**want.described(), "epochs": outcome.epochs, "lowest": learnt.grid.lowest,
-             "highest": learnt.grid.highest, "ratings": learnt.grid.ratings, "scale": learner.scale})
+             "highest": learnt.grid.highest, "ratings": learnt.grid.ratings, "scale": learner.scale}
+            | ({} if learnt_penalties is None else {"penalties": learnt_penalties}))
         resident = getattr(learner, "resident", None)
         own_ratings, bytes_sent, at_work = learner.own_ratings, learner.bytes_sent, learner.ranks_at_work
     if trace is not None:
@@ -137,7 +140,7 @@ def run(comm: Intracomm, console: Console, ratings: Path, output: Path, k: int =
         "unknown_users": None if outcome.errors is None else outcome.errors.unknown_users,
         "unknown_items": None if outcome.errors is None else outcome.errors.unknown_items,
         "rmses_train": outcome.rmse_train, "rmses_test": outcome.rmse_test, "losses": outcome.losses,
-        "step_sizes": outcome.step_sizes, "l2": want.l2, "biases": want.biases, "schedule": want.schedule,
+        "step_sizes": outcome.step_sizes, "l2": want.l2, "noise": noise, "biases": want.biases, "schedule": want.schedule,
         "step_size": want.step_size, "factors_dtype": want.factors, "seed": seed, "threads": want.threads,
         "reproducible": reproducible, "deterministic": gpu is None or algorithm != "sgd", "staged": staged,
         "stopped": outcome.stopped, "weights_digest": digest,

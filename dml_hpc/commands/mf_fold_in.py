@@ -15,11 +15,13 @@ from dml_hpc.console import Console
 from dml_hpc.data.ratings.by_row import ByRow, by_row, matched
 from dml_hpc.data.ratings.ids import Ids
 from dml_hpc.data.ratings.opened import StoredRatings, open_ratings
+from dml_hpc.decomposition.mf import penalties
 from dml_hpc.decomposition.mf.blocks import summed_exactly
 from dml_hpc.decomposition.mf.folding import Fixed, Folded, fold, gram_of
 from dml_hpc.errors import UserError
 from dml_hpc.files import check_output
 from dml_hpc.kernels import start_compiler
+from dml_hpc.kernels.rating_sgd import padded
 from dml_hpc.layout import split
 from dml_hpc.mpi import agreed, first_on_node
 from dml_hpc.store.rating_factors import Piece, RatingFactors, write_rating_factors
@@ -94,7 +96,7 @@ def run(comm: Intracomm, console: Console, factors: Path, ratings: Path, output:
               f"unknown_{'users' if items else 'items'}": unknown, f"{what}s": len(found.items if items else
                                                                                    found.users) + added,
               "rmse": math.sqrt(squares / weight) if fixed.alpha is None and weight else None, "k": found.k,
-              "l2": fixed.l2, "alpha": fixed.alpha, "factors": str(factors), "data": str(ratings),
+              "l2": found.settings["l2"], "alpha": fixed.alpha, "factors": str(factors), "data": str(ratings),
               "output": str(output), "weights_digest": digest, "solving_s": round(max(comm.allgather(solving_s)), 6),
               "work_s": round(max(comm.allgather(time.perf_counter() - started)), 6)}
     _tell(console, result, what, "user" if items else "item")
@@ -104,13 +106,20 @@ def run(comm: Intracomm, console: Console, factors: Path, ratings: Path, output:
 def _fixed(found: RatingFactors, items: bool) -> Fixed:
     """Return the side that stays, and how it was learnt; raises `UserError` where the file does not say."""
     implicit = bool(found.settings.get("implicit"))
-    told = {name: found.settings.get(name) for name in ("l2", "scale", *(["alpha"] if implicit else []))}
+    factors, biases = (found.user_factors, found.user_biases) if items else (found.item_factors, found.item_biases)
+    width, learnt = padded(found.k), found.settings.get("penalties")
+    told = {name: found.settings.get(name) for name in (*([] if learnt else ["l2"]), "scale",
+                                                        *(["alpha"] if implicit else []))}
     for name, value in told.items():
         if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
             raise UserError(f"{found.path} does not say with which {name} it was learnt, as an older dml-hpc wrote it; "
                             "run mf again")
-    factors, biases = (found.user_factors, found.user_biases) if items else (found.item_factors, found.item_biases)
-    return Fixed(factors, biases, found.mean, float(told["scale"] or 1), float(told["l2"] or 0), told.get("alpha"))
+    try:
+        rows = penalties.packed(learnt["item" if items else "user"], found.k, width) if learnt else penalties.fixed_penalties(
+            width, float(told["l2"] or 0), implicit)
+    except (ValueError, TypeError, KeyError, IndexError):
+        raise UserError(f"{found.path} has no penalties that are such; run mf again") from None
+    return Fixed(factors, biases, found.mean, float(told["scale"] or 1), rows, told.get("alpha"))
 
 
 def _targets(found: RatingFactors, given: StoredRatings, items: bool, update: bool) -> _Targets:

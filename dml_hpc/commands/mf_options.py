@@ -23,7 +23,7 @@ class Wanted:
 
     algorithm: str
     k: int
-    l2: float
+    l2: float | str
     biases: bool
     epochs: int | None
     seed: int
@@ -39,9 +39,9 @@ class Wanted:
     def settings(self) -> sgd.Settings | als.Settings:
         """What the algorithm is told."""
         if self.algorithm == "als":
-            return als.Settings(self.k, self.l2, self.biases, self.alpha, self.solver or "cholesky", self.seed,
+            return als.Settings(self.k, None if self.l2 == "auto" else float(self.l2), self.biases, self.alpha, self.solver or "cholesky", self.seed,
                                 self.threads)
-        return sgd.Settings(self.k, self.l2, self.biases, self.factors, self.schedule == "adagrad", self.seed,
+        return sgd.Settings(self.k, float(self.l2), self.biases, self.factors, self.schedule == "adagrad", self.seed,
                             self.threads)
 
     @property
@@ -92,6 +92,8 @@ def wanted(given: dict[str, Any], time_budget: float | None, reproducible: bool,
         own = {"schedule": schedule, "step_size": given["step_size"] or DEFAULT_STEP_SIZE[schedule],
                "factors": given["factors"] or "float32"}
     l2 = L2["implicit" if implicit else algorithm] if given["l2"] is None else given["l2"]
+    if l2 == "auto" and (implicit or algorithm != "als"):
+        raise UserError("--l2 auto is for --algorithm als and ratings that are not --implicit; give a number")
     return Wanted(algorithm, given["k"], l2, not implicit and given["biases"] is not False, epochs, given["seed"],
                   given["threads"] or rank_threads(), **own)
 

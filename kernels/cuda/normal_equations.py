@@ -28,7 +28,7 @@ PARTIAL_BYTES = 256 << 20
 PRODUCTS_BYTES = 32 << 20
 """What sums of chunks of a Gram matrix take at a time."""
 _STAGE, _AT_ONCE, _WARP = 16, 256, 32
-_FIELDS = np.dtype([("arrays", np.int64, 10), ("width", np.int64), ("constants", np.float32, 4)])
+_FIELDS = np.dtype([("arrays", np.int64, 11), ("width", np.int64), ("constants", np.float32, 3)], align=True)
 
 
 class Group(NamedTuple):
@@ -63,10 +63,10 @@ def long_groups(device: Device, starts: np.ndarray, width: int, biased: bool) ->
 
 def solve(device: Device, starts: Array, columns: Array, ratings: Array, weights: Array | None, others: Array,
           other_biases: Array | None, gram: Array | None, x: Array, biases: Array | None, losses: Array, width: int,
-          mean: float, inverse: float, l2: float, alpha: float, groups: list[Group]) -> None:
+          mean: float, inverse: float, penalties: Array, alpha: float, groups: list[Group]) -> None:
     """Set all rows of ``x`` to the solution; ``groups`` are `long_groups` of the same ``starts``."""
-    arrays = starts, columns, ratings, weights, others, other_biases, gram, x, biases, losses
-    launch = _launcher(device, arrays, width, biases is not None, (mean, inverse, l2, alpha))
+    arrays = starts, columns, ratings, weights, others, other_biases, gram, x, biases, losses, penalties
+    launch = _launcher(device, arrays, width, biases is not None, (mean, inverse, alpha))
     cells = _cells(width, biases is not None)
     launch(len(starts) - 1, None, None, None, None, None, None)
     for rows, where, first, last in groups:
@@ -89,8 +89,8 @@ def add_gram(device: Device, rows: Array, width: int, chunk: int, per_unit: floa
     columns, ones = device.put(np.arange(n, dtype=np.int32)), device.put(np.ones(n, np.float32))
     first, last = device.put(starts), device.put(np.minimum(starts + chunk, n))
     cells, xp = _cells(width, False), device.xp
-    launch = _launcher(device, (first, columns, ones, None, rows, None, None, rows, None, None), width, False,
-                       (0, 1, 0, 0))
+    launch = _launcher(device, (first, columns, ones, None, rows, None, None, rows, None, None, None),
+                       width, False, (0, 1, 0))
     at_once = max(1, PRODUCTS_BYTES // (4 * cells))
     found = np.zeros(cells, np.int64)
     for start in range(0, len(starts), at_once):

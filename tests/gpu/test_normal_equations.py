@@ -9,8 +9,15 @@ from dml_hpc.kernels import normal_equations as twin
 from dml_hpc.kernels.cuda import normal_equations
 from dml_hpc.kernels.cuda.long_rows import VERY_LONG
 
-CONSTANTS = 3.1, 0.8, 0.05, 7.0
-"""Mean, inverse of the scale, penalty, alpha."""
+MEAN, INVERSE, ALPHA = 3.1, 0.8, 7.0
+
+
+def penalties(width, implicit=False, l2=0.05):
+    """Return penalties of each factor a rating, and of each a row: uneven, but with ``implicit`` l2 a row."""
+    found = (l2 * np.random.default_rng(4).uniform(0, 2, (2, width + 1))).astype("f4")
+    if implicit:
+        found[0], found[1] = 0, l2
+    return found.reshape(-1)
 
 
 def problem(lengths, k, others=70, weighted=False, biased=False, implicit=False, seed=1):
@@ -28,34 +35,35 @@ def problem(lengths, k, others=70, weighted=False, biased=False, implicit=False,
             (rows.T @ rows).reshape(-1) if implicit else None), width
 
 
-def exact(given, n, biased, k, width, l2=CONSTANTS[2]):
+def exact(given, n, biased, k, width):
     """Return row n's factors and bias, by NumPy, with what they leave of the squares, and the penalty."""
     starts, columns, ratings, weights, others, other_biases, gram = given
-    mean, inverse, _, alpha = CONSTANTS
+    rating, row = penalties(width, gram is not None).astype("f8").reshape(2, -1)[:, [*range(k), *([width] * biased)]]
     own = slice(starts[n], starts[n + 1])
     Q = others.reshape(-1, width)[columns[own], :k].astype("f8")
     r = ratings[own].astype("f8")
     v = np.ones(len(r)) if weights is None else weights[own].astype("f8")
     if gram is None:
         Q = np.column_stack([Q, np.ones(len(Q))]) if biased else Q
-        target = (r - mean) * inverse - (0 if other_biases is None else other_biases[columns[own]])
-        ridge = l2 * v.sum()
-        x = np.linalg.solve((Q.T * v) @ Q + ridge * np.eye(Q.shape[1]), Q.T @ (v * target))
-        return x, np.sum(v * (target - Q @ x) ** 2), ridge * x @ x
-    G, a, p = gram.reshape(width, width)[:k, :k].astype("f8"), alpha * v * r, (r > 0).astype(float)
-    x = np.linalg.solve(G + (Q.T * a) @ Q + l2 * np.eye(k), Q.T @ ((1 + a) * p))
+        target = (r - MEAN) * INVERSE - (0 if other_biases is None else other_biases[columns[own]])
+        ridge = rating * v.sum() + row
+        x = np.linalg.solve((Q.T * v) @ Q + np.diag(ridge), Q.T @ (v * target))
+        return x, np.sum(v * (target - Q @ x) ** 2), ridge @ x**2
+    G, a, p = gram.reshape(width, width)[:k, :k].astype("f8"), ALPHA * v * r, (r > 0).astype(float)
+    x = np.linalg.solve(G + (Q.T * a) @ Q + np.diag(row), Q.T @ ((1 + a) * p))
     fit = np.sum((1 + a) * (p - Q @ x) ** 2) + x @ G @ x - np.sum((Q @ x) ** 2)
-    return x, fit, l2 * x @ x
+    return x, fit, row @ x**2
 
 
-def solved(device, given, width, biased, constants=CONSTANTS):
+def solved(device, given, width, biased, l2=0.05):
     """Return x, biases and losses."""
     starts = given[0]
     rows = len(starts) - 1
     x, losses = device.empty(rows * width, "f4"), device.empty((rows, 2), "f8")
     biases = device.empty(rows, "f4") if biased else None
     arrays = [None if one is None else device.put(one) for one in given]
-    normal_equations.solve(device, *arrays, x, biases, losses, width, *constants,
+    normal_equations.solve(device, *arrays, x, biases, losses, width, MEAN, INVERSE,
+                           device.put(penalties(width, given[6] is not None, l2)), ALPHA,
                            normal_equations.long_groups(device, starts, width, biased))
     return device.get(x).reshape(rows, width), None if biases is None else device.get(biases), device.get(losses)
 
@@ -92,8 +100,8 @@ def test_every_width_is_the_twins(quick_device, kind, k):
     given, width, x, biases, losses = check(quick_device, [5, 0, 300, 256, 130], k, **KINDS[kind])
     own, sums = np.empty_like(x), np.empty_like(losses)
     own_biases = None if biases is None else np.empty_like(biases)
-    twin.solve(*given, own.reshape(-1), own_biases, sums, width, *map(np.float32, CONSTANTS), 0, len(x),
-               twin.room(width))
+    twin.solve(*given, own.reshape(-1), own_biases, sums, width, MEAN, INVERSE, penalties(width, kind == "implicit"),
+               ALPHA, 0, len(x), twin.room(width))
     np.testing.assert_allclose(x, own, atol=3e-4 * np.abs(own).max())
     np.testing.assert_allclose(losses, sums, rtol=1e-3, atol=0.03)
 
@@ -126,7 +134,7 @@ def test_a_rows_bits_do_not_depend_on_the_others(quick_device):
 def test_fewer_ratings_than_factors_without_a_penalty(quick_device, kind):
     """What is found is finite, and fits the ratings."""
     given, width = problem([1, 3, 20], 24, **KINDS[kind])
-    x, biases, losses = solved(quick_device, given, width, biased=kind == "biased", constants=(3.1, 0.8, 0.0, 0.0))
+    x, biases, losses = solved(quick_device, given, width, biased=kind == "biased", l2=0.0)
     assert np.isfinite(x).all() and np.isfinite(losses).all() and (biases is None or np.isfinite(biases).all())
     for n in range(3):
         own = slice(given[0][n], given[0][n + 1])

@@ -65,6 +65,10 @@ CASES = {
                          "weights": np.linspace(0.5, 2, len(TRAIN[0])).astype(np.float32)},
     "one block": {"shape": (1, 1)}, "a heavy user": {"given": low_rank(heavy=True)},
     "few rows": {"given": (np.array([0, 1, 0]), np.array([0, 0, 1]), np.array([1, 2, 3], np.float32))},
+    "auto": {"l2": None, "threads": 2}, "auto cg": {"l2": None, "solver": "cg", "k": 20},
+    "auto weights": {"l2": None, "biases": False, "weights": np.random.default_rng(3).uniform(0, 1, len(TRAIN[0])).astype(
+        np.float32) * (np.arange(len(TRAIN[0])) % 7 > 0)},
+    "auto few rows": {"l2": None, "given": (np.array([0, 1, 0]), np.array([0, 0, 1]), np.array([1, 2, 3], np.float32))},
     "singular": {"l2": 0.0, "k": 20}, "empty blocks": {"given": low_rank(count=40), "shape": (9, 9)},
 }
 
@@ -101,6 +105,75 @@ def test_explicit_half_steps_minimise_the_objective(comm, weighted, biases):
     np.testing.assert_allclose(against, 0, atol=2e-4 * np.abs((w * r).T @ p[:, :-1]).max())
     if biases:
         np.testing.assert_allclose(-(w * off).sum(0) + 0.02 * w.sum(0) * q[:, -1], 0, atol=1e-3)
+
+
+def variational(r: np.ndarray, w: np.ndarray, q: np.ndarray, epochs: int) -> tuple[list[np.ndarray], float, float]:
+    """Return users and items, a bias behind each, the training RMSE, and the deviation of the noise, by a dense loop.
+
+    What `dml_hpc.decomposition.mf.penalties` says, in float64, of ratings ``r`` (users, items) that weigh ``w``, from
+    items ``q`` (items, k) on; each row by itself.
+    """
+    k, total = q.shape[1], w.sum()
+    mean = (w * r).sum() / total
+    scale = np.sqrt((w * (r - mean)**2).sum() / total)
+    ratings, weights = [(r - mean) / scale, ((r - mean) / scale).T], [w, w.T]
+    x = [np.zeros((len(r), k + 1)), np.column_stack([q, np.zeros(len(q))])]
+    prior, noise = [np.ones(k + 1), np.full(k + 1, 1 / k)], 0.3
+    variances = [np.zeros(k + 1), np.zeros(k + 1)]
+    squares = [np.zeros(k + 1), np.full(k + 1, 1 / k)]
+    for _ in range(epochs):
+        for side in (0, 1):
+            other = np.column_stack([x[1 - side][:, :k], np.ones(len(x[1 - side]))])
+            heavy = weights[side].sum(1)
+            own = np.zeros((len(heavy), k + 1))
+            for n in np.flatnonzero(heavy):
+                A = (other.T * weights[side][n]) @ other
+                A += np.diag(heavy[n] * np.append(variances[1 - side][:k], 0) + noise / prior[side])
+                x[side][n] = np.linalg.solve(A, other.T @ (weights[side][n] * (ratings[side][n] - x[1 - side][:, k])))
+                curvature = np.append((squares[1 - side] + variances[1 - side])[:k], 1)
+                own[n] = noise / (heavy[n] * curvature + noise / prior[side])
+            variances[side], squares[side] = heavy @ own / total, heavy @ x[side]**2 / total
+            prior[side] = (x[side][heavy > 0]**2 + own[heavy > 0]).mean(0)
+        off = ratings[0] - x[0][:, :k] @ x[1][:, :k].T - x[0][:, k:] - x[1][:, k]
+        (a, b), (v, s) = squares, variances
+        noise = (w * off**2).sum() / total + ((a + v) * (b + s) - a * b)[:k].sum() + v[k] + s[k]
+    return x, scale * np.sqrt((w * off**2).sum() / total), scale * np.sqrt(noise)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_penalties_are_learnt_as_a_dense_loop_does(comm, weighted):
+    weights = np.linspace(0.5, 2, len(TRAIN[0])).astype(np.float32) if weighted else None
+    ratings = MemoryRatings(*TRAIN, weights, shape=(4, 6))
+    begun = np.zeros((ratings.grid.items, 4))
+    with Als(comm, ratings, Settings(4, None), Clock()) as als:
+        als.begin()
+        begun[:] = np.concatenate(comm.allgather(als.parts()[1].factors))
+        for epoch in range(6):
+            met = als.improve(epoch)
+        found = [np.concatenate(parts) for parts in zip(*comm.allgather(
+            [np.column_stack([part.factors, part.biases]) for part in als.parts()]), strict=True)]
+        noise = als.noise
+    wanted, rmse, deviation = variational(*dense(ratings, TRAIN, weights), begun, 6)
+    assert met.loss is None and met.rmse == pytest.approx(rmse, rel=2e-3)
+    assert noise == pytest.approx(deviation, rel=2e-3)
+    for got, own in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(got, own, atol=0.01)
+
+
+@pytest.mark.parametrize("noise", [0.2, 1.0])
+def test_learnt_penalties_predict_as_well_as_the_best_of_many(comm, noise):
+    """Twice as many factors as there are: a penalty that is too small, or too large, is felt."""
+    rng = np.random.default_rng(11)
+    shape, k = (150, 100), 3
+    users, items = (part.reshape(-1) for part in np.indices(shape))
+    kept = rng.permutation(len(users))[:4000]
+    given = (rng.normal(size=(shape[0], k)) @ rng.normal(size=(k, shape[1])) / np.sqrt(k)
+             + noise * rng.normal(size=shape)).reshape(-1).astype(np.float32)
+    parts = [tuple(array[kept[cut]] for array in (users, items, given)) for cut in (slice(3000), slice(3000, None))]
+    held = MemoryRatings(*parts[1], shape=(2, 2), n_users=shape[0], n_items=shape[1])
+    errors = {l2: factorise(comm, parts[0], epochs=10, held=held, k=2 * k, l2=l2)[0].rmse_test[-1]
+              for l2 in (None, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)}
+    assert errors.pop(None) < 1.02 * min(errors.values())
 
 
 def test_implicit_ratings_minimise_the_objective_over_all_pairs(comm):

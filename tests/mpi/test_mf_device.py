@@ -154,6 +154,8 @@ ALS_CASES = {
     "biased": {}, "plain": {"biases": False, "k": 40}, "implicit": {"alpha": 10.0, "l2": 0.1},
     "weights": {"weights": np.linspace(0.5, 2, len(TRAIN[0])).astype(np.float32)},
     "few ratings": {"given": low_rank(count=40), "shape": (9, 9)},
+    "auto": {"l2": None}, "auto weights": {"l2": None, "biases": False, "k": 20,
+                                           "weights": np.linspace(0.5, 2, len(TRAIN[0])).astype(np.float32)},
 }
 
 

@@ -22,10 +22,11 @@ GIVEN = low_rank()
 
 
 def best_rows(rows: dict[str, list[tuple[int, float]]], others: np.ndarray, biases: np.ndarray | None, mean: float,
-              scale: float, l2: float, alpha: float | None) -> dict[str, np.ndarray]:
+              scale: float, penalties: np.ndarray, alpha: float | None) -> dict[str, np.ndarray]:
     """Return for each row the factors, and its bias behind them, that minimise its error, in float64, as in the file.
 
-    ``others`` and ``biases`` are as in the file. Explicit: Σ((r − prediction)²/s² + l2·(‖p‖²/s + b²/s²)), s the scale.
+    ``others`` and ``biases`` are as in the file. Explicit: Σ(r − prediction)²/s² + Σ ρ_j·p_j²/s + ρ·b²/s², s the scale.
+    ``penalties`` (2, k + 1) are those of p and b for each rating, and for the row.
     """
     found = {}
     k = others.shape[1]
@@ -39,13 +40,13 @@ def best_rows(rows: dict[str, list[tuple[int, float]]], others: np.ndarray, bias
             liked = np.zeros(len(others))
             liked[at] = r > 0
             whole = others.astype(float)
-            found[name] = np.linalg.solve(whole.T * confidence @ whole + l2 * np.eye(k), whole.T @ (confidence * liked))
+            found[name] = np.linalg.solve(whole.T * confidence @ whole + np.diag(penalties[1, :k]), whole.T @ (confidence * liked))
             continue
         target = r - mean
         if biases is not None:
             target = target - biases[at]
             Q = np.column_stack([Q, np.ones(len(r))])
-        penalty = len(r) * l2 * np.array([*[scale] * k, *([] if biases is None else [1.0])])
+        penalty = ((len(r) * penalties[0] + penalties[1]) * [*[scale] * k, 1.0])[:Q.shape[1]]
         found[name] = np.linalg.solve(Q.T @ Q + np.diag(penalty), Q.T @ target)
     return found
 
@@ -63,14 +64,15 @@ def later(comm, folder) -> Path:
     return folder
 
 
-CASES = {"als": {"algorithm": "als"}, "no biases": {"algorithm": "als", "biases": False}, "sgd": {},
+CASES = {"als": {"algorithm": "als", "l2": 0.02}, "no biases": {"algorithm": "als", "biases": False, "l2": 0.02},
+         "auto": {"algorithm": "als"}, "sgd": {},
          "half": {"factors": "float16"}, "implicit": {"algorithm": "als", "implicit": True, "alpha": 2.0}}
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("items", [False, True], ids=["users", "items"])
 def test_who_came_later_gets_what_least_squares_says(comm, later, case, items):
-    if items and case not in ("als", "implicit"):
+    if items and case not in ("auto", "implicit"):
         return
     mf.run(comm, QUIET, later / "early", later / "f.h5", k=4, epochs=3, **CASES[case])
     before = read_rating_factors(later / "f.h5")
@@ -91,7 +93,13 @@ def test_who_came_later_gets_what_least_squares_says(comm, later, case, items):
                     rows.setdefault(name, []).append((place, rating))
     fixed, fixed_biases = (before.user_factors, before.user_biases) if items else (before.item_factors,
                                                                                  before.item_biases)
-    wanted = best_rows(rows, fixed, fixed_biases, before.mean, before.settings["scale"], before.settings["l2"],
+    penalties = np.zeros((2, 5))
+    if case == "auto":
+        penalties[:] = before.settings["penalties"]["item" if items else "user"]
+        assert before.settings["l2"] == told["l2"] == "auto" and penalties[:, :4].min() > 0 == penalties[0, 4]
+    else:
+        penalties[int(case == "implicit")] = before.settings["l2"]
+    wanted = best_rows(rows, fixed, fixed_biases, before.mean, before.settings["scale"], penalties,
                        before.settings.get("alpha"))
     known, got, biases, old = (after.items, after.item_factors, after.item_biases, before.item_factors) if items else (
         after.users, after.user_factors, after.user_biases, before.user_factors)

@@ -19,9 +19,10 @@ COUNTS = [0, 1, 3, 15, 16, 17, 40, 64, 65, 200, 2500]
 class Problem:
     """Rows with `COUNTS` entries of the rows of another side, and what is solved for."""
 
-    def __init__(self, k: int, biased: bool = False, weighted: bool = False, alpha: float = 0.0, seed: int = 0):
+    def __init__(self, k: int, biased: bool = False, weighted: bool = False, alpha: float = 0.0, uneven: bool = False,
+                 seed: int = 0):
         rng = np.random.default_rng(seed)
-        self.k, self.alpha, self.width = k, alpha, padded(k)
+        self.k, self.alpha, self.uneven, self.width = k, alpha, uneven, padded(k)
         self.others = np.zeros((300, self.width), np.float32)
         self.others[:, :k] = rng.normal(0, 0.3, (300, k))
         self.starts = np.concatenate([[0], np.cumsum(COUNTS)])
@@ -35,16 +36,27 @@ class Problem:
         self.biases = np.full(len(COUNTS), 0.1, np.float32) if biased else None
         self.losses = np.full((len(COUNTS), 2), np.nan)
 
+    def penalties(self, l2: float) -> np.ndarray:
+        """Return l2 a rating (implicit: a row); with ``uneven``, other ones for each factor, a rating and a row."""
+        if self.uneven:
+            return (l2 * np.random.default_rng(3).uniform(0, 2, 2 * (self.width + 1))).astype(np.float32)
+        found = np.zeros((2, self.width + 1), np.float32)
+        found[int(self.alpha > 0)] = l2
+        return found.reshape(-1)
+
     def run(self, l2: float, steps: int | None = None, first: int = 0, last: int = len(COUNTS)) -> None:
         given = (self.starts, self.columns, self.ratings, self.weights, self.others.reshape(-1), self.other_biases,
-                 self.gram, self.x.reshape(-1), self.biases, self.losses, self.width, MEAN, INVERSE, l2, self.alpha)
+                 self.gram, self.x.reshape(-1), self.biases, self.losses, self.width, MEAN, INVERSE,
+                 self.penalties(l2), self.alpha)
         if steps is None:
             solve(*given, first, last, room(self.width, GATHERED_BYTES))
         else:
             solve_cg(*given, steps, first, last, room(self.width, GATHERED_BYTES))
 
-    def row(self, n: int, l2: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
-        """Return rows, a, targets, matrix without a penalty, and the penalty, float64; a bias is a last column."""
+    def row(self, n: int, l2: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return rows, a, targets, matrix without penalties, and these, float64; a bias is a last column."""
+        rating, row = self.penalties(l2).astype(np.float64).reshape(2, -1)[:, [*range(self.k), *(
+            [] if self.biases is None else [self.width])]]
         own = slice(*self.starts[n:n + 2])
         q = self.others[self.columns[own], :self.k].astype(np.float64)
         r = self.ratings[own].astype(np.float64)
@@ -52,18 +64,18 @@ class Problem:
         if self.alpha:
             all_q = self.others[:, :self.k].astype(np.float64)
             a = self.alpha * v * r
-            return q, a, (r > 0) * 1.0, (q.T * a) @ q + all_q.T @ all_q, l2
+            return q, a, (r > 0) * 1.0, (q.T * a) @ q + all_q.T @ all_q, a.sum() * rating + row
         target = (r - MEAN) * INVERSE
         if self.other_biases is not None:
             target -= self.other_biases[self.columns[own]]
             q = np.column_stack([q, np.ones(len(q))])
-        return q, v, target, (q.T * v) @ q, l2 * v.sum()
+        return q, v, target, (q.T * v) @ q, v.sum() * rating + row
 
     def exact(self, n: int, l2: float) -> np.ndarray:
         q, a, target, matrix, ridge = self.row(n, l2)
         if not len(q):
             return np.zeros(len(matrix))
-        return np.linalg.solve(matrix + ridge * np.eye(len(matrix)), q.T @ ((a + bool(self.alpha)) * target))
+        return np.linalg.solve(matrix + np.diag(ridge), q.T @ ((a + bool(self.alpha)) * target))
 
     def found(self, n: int) -> np.ndarray:
         return self.x[n, :self.k] if self.biases is None else np.append(self.x[n, :self.k], self.biases[n])
@@ -71,7 +83,8 @@ class Problem:
 
 KINDS = {"explicit": {}, "biases": {"biased": True}, "weights": {"weighted": True},
          "both": {"biased": True, "weighted": True}, "implicit": {"alpha": 5.0},
-         "implicit weights": {"alpha": 5.0, "weighted": True}}
+         "implicit weights": {"alpha": 5.0, "weighted": True}, "uneven": {"uneven": True},
+         "uneven biases": {"uneven": True, "biased": True, "weighted": True}}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -99,7 +112,7 @@ def test_losses_are_those_of_what_was_found(kind, steps):
             everything = problem.others[:, :20].astype(np.float64) @ x
             fit = ((1 + a) * off**2 - (q @ x)**2).sum() + (everything**2).sum()
         assert problem.losses[n, 0] == pytest.approx(fit, rel=2e-4, abs=2e-4)
-        assert problem.losses[n, 1] == pytest.approx(ridge * (x @ x), rel=1e-4)
+        assert problem.losses[n, 1] == pytest.approx(ridge @ x**2, rel=1e-4)
     assert not problem.losses[0].any()
 
 
@@ -111,7 +124,7 @@ def test_conjugate_gradients_are_those_of_a_loop_in_float64(kind, steps):
     problem.run(0.1, steps)
     for n in range(1, len(COUNTS)):
         q, a, target, matrix, ridge = problem.row(n, 0.1)
-        matrix += ridge * np.eye(len(matrix))
+        matrix += np.diag(ridge)
         x = begun[n]
         r = q.T @ ((a + bool(problem.alpha)) * target) - matrix @ x
         p = r.copy()

@@ -7,7 +7,7 @@ SOLVERS = ("cholesky", "cg")
 """How ``als`` solves for a row; see `dml_hpc.kernels.normal_equations`."""
 EPOCHS = {"sgd": 20, "als": 10}
 """So many passes over the ratings when nothing is said."""
-L2 = {"sgd": 0.02, "als": 0.02, "implicit": 0.1}
-"""The penalty when nothing is said: a rating, or, of implicit ones, a row."""
+L2: dict[str, float | str] = {"sgd": 0.02, "als": "auto", "implicit": 0.1}
+"""The penalty when nothing is said: a rating, or, of implicit ones, a row; see `dml_hpc.decomposition.mf.penalties`."""
 ALPHA = 40.0
 """What a rating of 1 adds to the confidence of an implicit one (Hu, Koren and Volinsky, ICDM 2008)."""

@@ -13,10 +13,11 @@ import numpy as np
 
 from dml_hpc.comm.clock import Clock
 from dml_hpc.data.ratings.opened import Ratings
-from dml_hpc.decomposition.mf.blocks import Blocks, moments, summed_exactly
+from dml_hpc.decomposition.mf.blocks import Blocks, common_units, moments, summed_exactly, summed_units
 from dml_hpc.decomposition.mf.held_out import Errors, HeldRows
 from dml_hpc.decomposition.mf.learner import Part, Progress
 from dml_hpc.decomposition.mf.lists import Lists, Side
+from dml_hpc.decomposition.mf.penalties import Learnt, fixed_penalties, weights_of
 from dml_hpc.decomposition.mf.rows import aligned
 from dml_hpc.decomposition.mf.strata import Strata
 from dml_hpc.decomposition.mf.table import Table
@@ -24,6 +25,7 @@ from dml_hpc.kernels.gram import add_gram
 from dml_hpc.kernels.normal_equations import padded, room, solve, solve_cg
 from dml_hpc.kernels.rating_lists import count_rows, mark, pack, place_entries, renumber
 from dml_hpc.kernels.rating_sgd import lanes_of, predict
+from dml_hpc.kernels.row_squares import add_squares, weigh_rows
 from dml_hpc.mpi import agreed
 from dml_hpc.store.state import Kept, State
 from dml_hpc.watch import progressed
@@ -42,12 +44,13 @@ CG_STEPS = 3
 class Settings:
     """What is learnt: ``k`` factors, ``biases``, penalty ``l2`` (explicit: a rating; implicit: a row).
 
+    ``l2`` None: explicit ratings tell, see `dml_hpc.decomposition.mf.penalties`.
     ``alpha`` is what a rating of 1 adds to the confidence 1 of a pair that has none; None: ratings are explicit.
     ``solver`` is "cholesky" or "cg". ``threads`` rows are solved for at a time.
     """
 
     k: int
-    l2: float
+    l2: float | None
     biases: bool = True
     alpha: float | None = None
     solver: str = "cholesky"
@@ -125,6 +128,12 @@ class Als:
         self._rooms = [room(self._width) for _ in range(settings.threads)]
         self._sums = [np.zeros(self._width**2, np.int64) for _ in range(settings.threads if self._implicit else 0)]
         self._gram = np.zeros(self._width**2, np.float32) if self._implicit else None
+        self._fixed = None if settings.l2 is None else fixed_penalties(self._width, settings.l2, self._implicit)
+        self._learnt = None
+        if self._fixed is None:
+            self._row_weights: list[Any] = [_row_weights(own) for own in lists]
+            users, items = (weights_of(comm, own) for own in self._row_weights)
+            self._learnt = Learnt(settings.k, self._biased, (users, items), self.weight)
 
     def _memory(self, size: int) -> np.ndarray:
         """Return memory (size,) uint8 for rows, which are sent from and received in it."""
@@ -142,6 +151,16 @@ class Als:
         """Bytes of factors that this rank has sent."""
         return self.users.bytes_sent + self.items.bytes_sent
 
+    @property
+    def penalties(self) -> dict[str, list[list[float]]] | None:
+        """Those that were learnt: see `Learnt.told`; None: they were given."""
+        return None if self._learnt is None else self._learnt.told()
+
+    @property
+    def noise(self) -> float | None:
+        """The deviation of what is noise in ratings, as far as this was learnt."""
+        return None if self._learnt is None else math.sqrt(self._learnt.noise) * self.scale
+
     @staticmethod
     def compile(settings: Settings, weighted: bool) -> None:
         """Have the kernels compiled, or read from their cache, by running them on no ratings."""
@@ -150,13 +169,17 @@ class Als:
         implicit = settings.alpha is not None
         biases = np.zeros(0, np.float32) if settings.biases and not implicit else None
         fixed = (np.zeros(1, np.int64), numbers, values, values if weighted else None, values, biases,
-                 squares if implicit else None, values, biases, np.zeros((0, 2)), width, 0.0, 1.0, 0.0, 0.0)
+                 squares if implicit else None, values, biases, np.zeros((0, 2)), width, 0.0, 1.0, fixed_penalties(width, 0, implicit),
+                 0.0)
         if settings.solver == "cg":
             solve_cg(*fixed, CG_STEPS, 0, 0, room(width))
         else:
             solve(*fixed, 0, 0, room(width))
         if implicit:
             add_gram(values, width, 1, 1.0, squares, np.zeros(width**2, np.int64))
+        if settings.l2 is None:
+            weigh_rows(np.zeros(1, np.int64), values, values)
+            add_squares(values, values, values, 1, width, 1.0, 1.0, np.zeros(4, np.int64))
         weights = values if weighted else None
         starts = np.zeros(0, np.int64)
         count_rows(numbers, starts)
@@ -175,22 +198,24 @@ class Als:
     def improve(self, epoch: int, step_size: float | None = None) -> Progress:
         """Collective: solve for all users, then for all items.
 
-        The RMSE and the objective returned are those of the factors that come of it.
+        The RMSE and the objective returned are those of the factors that come of it; there is no objective where
+        penalties are learnt: they change.
         """
         clock = self.clock
         clock.start()
         users, items = self._half_steps()
-        self._solve(users, self._chunks[1])
+        self._solve(users, 0)
         self._gather(self.users)
-        self._solve(items, self._chunks[0])
-        found = self._losses(users, items)
+        self._solve(items, 1)
+        fit, penalties = self._losses(users, items).tolist()
+        if self._learnt is not None:
+            self._learnt.fitted(fit)
         self._gather(self.items)
         clock.settle(self.comm)
-        fit, penalties = found.tolist()
         if self._implicit:
             return Progress(None, fit + penalties)
         rmse = math.sqrt(fit / self.weight) * self.scale if self.weight else 0.0
-        return Progress(rmse, (fit + penalties) / 2)
+        return Progress(rmse, (fit + penalties) / 2 if self._learnt is None else None)
 
     def _half_steps(self) -> tuple[Any, Any]:
         """Return the users' and the items' half."""
@@ -212,13 +237,14 @@ class Als:
         self.clock.lap("communicate" if self.comm.size > 1 else "compute")
         return found
 
-    def _solve(self, half: _Half, chunk: int) -> None:
+    def _solve(self, half: _Half, side: int) -> None:
+        """Collective: solve for the rows of users (0), or items, and learn of them what they tell of penalties."""
         settings = self.settings
         if self._implicit:
-            self._multiply(half.others, chunk)
+            self._multiply(half.others, self._chunks[1 - side])
         lists = half.lists
         fixed = (*lists, half.others.factors, half.others.biases, self._gram, half.own.own, half.own.own_biases,
-                 half.losses, self._width, self.mean, 1 / self.scale, settings.l2, settings.alpha or 0.0)
+                 half.losses, self._width, self.mean, 1 / self.scale, self._penalties(side), settings.alpha or 0.0)
 
         def work(piece: tuple[int, int], thread: int) -> None:
             if settings.solver == "cg":
@@ -227,7 +253,44 @@ class Als:
                 solve(*fixed, *piece, self._rooms[thread])
 
         self._divide(half.pieces, work)
+        self._learn(half, side)
+
+    def _penalties(self, side: int) -> np.ndarray:
+        """Return those of users (0), or items, as the kernels take them."""
+        if self._fixed is not None:
+            return self._fixed
+        assert self._learnt is not None
+        return self._learnt.penalties(side, self._width)
+
+    def _learn(self, half: Any, side: int) -> None:
+        """Collective: learn what penalties are, if so, from rows just solved for."""
+        if self._learnt is not None:
+            weights = self._row_weights[side]
+            largest = self._largest(half.own)
+            self.clock.lap("compute")
+            most = largest * largest * np.array([1.0, self._learnt.heaviest(side)])
+            units = common_units(self.comm, most, len(weights))
+            self.clock.lap("communicate")
+            own = self._squares(half, weights, *np.where(np.isfinite(units), 1 / units, 1).tolist())
+            self.clock.lap("compute")
+            total = summed_units(self.comm, own).reshape(2, -1)
+            self.clock.meet()
+            self._learnt.solved(side, units[:, None] * total)
         self.clock.lap("compute")
+
+    def _squares(self, half: Any, weights: Any, per_unit: float, weighted_per_unit: float) -> np.ndarray:
+        """Return what this rank's rows add to the sums of `add_squares`."""
+        width, table, k = self._width, half.own, self.settings.k
+        biases = np.empty(0, np.float32) if table.own_biases is None else table.own_biases
+        sums = np.zeros((self.settings.threads, 2 * k + 2), np.int64)
+
+        def work(piece: tuple[int, int], thread: int) -> None:
+            first, last = piece
+            add_squares(table.own[first * width:last * width], biases[first:last], weights[first:last], k, width,
+                        per_unit, weighted_per_unit, sums[thread])
+
+        self._divide(half.pieces, work)
+        return sums.sum(axis=0)
 
     def _multiply(self, table: Table, chunk: int) -> None:
         """Collective: set `_gram` to QᵀQ of all rows of a side, the same bits for any number of ranks."""
@@ -250,8 +313,9 @@ class Als:
         self._gram[:] = (upper + np.triu(upper, 1).T).reshape(-1)
 
     def _largest(self, table: Table) -> float:
-        """Return the largest size of an element of this rank's rows."""
-        return max(float(table.own.max(initial=0)), -float(table.own.min(initial=0)))
+        """Return the largest size of an element, or bias, of this rank's rows."""
+        return max((max(float(part.max(initial=0)), -float(part.min(initial=0)))
+                    for part in (table.own, table.own_biases) if part is not None))
 
     def _products(self, table: Table, chunk: int, per_unit: float) -> np.ndarray:
         """Return what this rank's rows add to QᵀQ·per_unit: see `add_gram`."""
@@ -299,7 +363,8 @@ class Als:
 
     def state(self) -> State:
         """Return what `restore` needs; between epochs."""
-        state = State({"mean": self.mean, "scale": self.scale})
+        state = State({"mean": self.mean, "scale": self.scale} | (
+            {} if self._learnt is None else {"learnt": self._learnt.state()}))
         for name, table in (("users", self.users), ("items", self.items)):
             total = int(table.bounds[-1])
             state.put(f"{name}/factors", table.own, table.first * self._width, total * self._width)
@@ -313,7 +378,16 @@ class Als:
             kept.read(f"{name}/factors", table.own, table.first * self._width)
             if table.own_biases is not None:
                 kept.read(f"{name}/biases", table.own_biases, table.first)
+        if self._learnt is not None:
+            self._learnt.restore(kept.values["learnt"])
         self.items.gather()
+
+
+def _row_weights(lists: Lists) -> np.ndarray:
+    """Return what the ratings of each row weigh together (n,) float32."""
+    found = np.empty(len(lists.starts) - 1, np.float32)
+    weigh_rows(lists.starts, np.empty(0, np.float32) if lists.weights is None else lists.weights, found)
+    return found
 
 
 def _pieces(starts: np.ndarray, row_cost: int) -> list[tuple[int, int]]:

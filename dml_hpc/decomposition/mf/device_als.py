@@ -24,6 +24,8 @@ from dml_hpc.watch import progressed
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
+SQUARED_ROWS = 1 << 16
+"""Rows whose squares are summed at a time."""
 SHARE = 0.8
 """Of a GPU's free memory, for factors and ratings: the rest is for sums of long rows, and for others."""
 
@@ -105,6 +107,8 @@ class DeviceAls(Als):
             self._there = [self._put(half.lists, tables[number], tables[1 - number])
                            for number, half in enumerate(self._halves)]
             self._halves = []  # the host's copies of the ratings
+            if self._learnt is not None:
+                self._row_weights = [device.put(one) for one in self._row_weights]
             if (held_rows := self._held) is not None:
                 self._held_there = [device.put(one) for one in (held_rows.users, held_rows.items, held_rows.given,
                                                                 held_rows.weights)]
@@ -119,7 +123,7 @@ class DeviceAls(Als):
         device, width = self._device, self._width
         x, losses = device.empty(width, np.float32), device.empty((1, 2), np.float64)
         normal_equations.solve(device, device.zeros(2, np.int64), x, x, None, x, None, None, x, None, losses, width,
-                               0.0, 1.0, 0.0, 0.0, [])
+                               0.0, 1.0, device.zeros(2 * (width + 1), np.float32), 0.0, [])
         if self._held is not None:
             rating_sgd.predict(device, device.zeros((1, 12), np.int64), 1, np.dtype(np.float32), width, 0.0, 1.0, x)
         device.synchronize()
@@ -163,19 +167,35 @@ class DeviceAls(Als):
     def _half_steps(self) -> tuple[Any, Any]:
         return self._there[0], self._there[1]
 
-    def _solve(self, half: Any, chunk: int) -> None:
+    def _solve(self, half: Any, side: int) -> None:
         settings, device = self.settings, self._device
         gram = None
         if self._implicit:
-            self._multiply(half.others, chunk)
+            self._multiply(half.others, self._chunks[1 - side])
             assert self._gram is not None
             gram = device.put(self._gram)
         normal_equations.solve(device, *half.lists, half.others.factors, half.others.biases, gram, half.own.own,
-                               half.own.own_biases, half.losses, self._width, self.mean, 1 / self.scale, settings.l2,
-                               settings.alpha or 0.0, half.groups)
+                               half.own.own_biases, half.losses, self._width, self.mean, 1 / self.scale,
+                               device.put(self._penalties(side)), settings.alpha or 0.0, half.groups)
         device.synchronize()
         progressed()
-        self.clock.lap("compute")
+        self._learn(half, side)
+
+    def _squares(self, half: Any, weights: Any, per_unit: float, weighted_per_unit: float) -> np.ndarray:
+        xp, k, rows = self._device.xp, self.settings.k, half.own.own.reshape(-1, self._width)
+        units, total = np.array([per_unit, weighted_per_unit]), np.zeros((2, k + 1), np.int64)
+        for first in range(0, len(weights), SQUARED_ROWS):
+            part = slice(first, first + SQUARED_ROWS)
+            heavy = weights[part].astype(np.float64)
+            columns = [(0, rows[part, :k])] + ([] if half.own.own_biases is None else [
+                (k, half.own.own_biases[part, None])])
+            for place, values in columns:
+                squares = xp.where(heavy[:, None] > 0, values.astype(np.float64)**2, 0)
+                for number, (unit, factors) in enumerate(zip(units.tolist(), (squares, heavy[:, None] * squares),
+                                                             strict=True)):
+                    sums = xp.sum(xp.rint(factors * unit).astype(np.int64), axis=0)
+                    total[number, place:place + values.shape[1]] += self._device.get(sums)
+        return total.reshape(-1)
 
     def _gather(self, table: Table) -> None:
         if self.comm.size > 1:
@@ -183,8 +203,9 @@ class DeviceAls(Als):
         self.clock.meet()
 
     def _largest(self, table: Any) -> float:
-        own, xp = table.own, self._device.xp
-        return float(self._device.get(xp.max(xp.abs(own)))) if own.size else 0.0
+        xp = self._device.xp
+        return max((float(self._device.get(xp.max(xp.abs(part)))) for part in (table.own, table.own_biases)
+                    if part is not None and part.size), default=0.0)
 
     def _products(self, table: Any, chunk: int, per_unit: float) -> np.ndarray:
         return normal_equations.add_gram(self._device, table.own, self._width, chunk, per_unit)

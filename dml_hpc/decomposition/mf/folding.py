@@ -23,15 +23,15 @@ _GRAM_ROWS = 1024
 class Fixed(NamedTuple):
     """The side that stays: ``factors`` (m, k), float32 or float16, ``biases`` (m,) float32 or None, as in the file.
 
-    They were learnt of ratings less ``mean``, divided by ``scale``, with the penalty ``l2`` in those units: a rating,
-    or, with ``alpha``, which makes ratings implicit, a row.
+    They were learnt of ratings less ``mean``, divided by ``scale``, and ``penalties``, in those units, are those of the
+    rows to come: see `dml_hpc.kernels.normal_equations`. ``alpha`` makes ratings implicit.
     """
 
     factors: np.ndarray
     biases: np.ndarray | None
     mean: float
     scale: float
-    l2: float
+    penalties: np.ndarray
     alpha: float | None
 
 
@@ -64,7 +64,7 @@ def fold(rows: ByRow, fixed: Fixed, gram: np.ndarray | None, threads: int = 1) -
     losses = np.zeros((count, 2))
     arrays = (rows.starts, columns.astype(np.int32), rows.ratings, rows.weights, others.reshape(-1), other_biases, gram,
               found.reshape(-1), biases, losses, width,
-              *map(np.float32, (fixed.mean, 1 / fixed.scale, fixed.l2, fixed.alpha or 0)))
+              np.float32(fixed.mean), np.float32(1 / fixed.scale), fixed.penalties, np.float32(fixed.alpha or 0))
 
     def piece(first: int) -> None:
         solve(*arrays, first, min(first + _PIECE_ROWS, count), room(width))
