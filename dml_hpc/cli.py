@@ -503,8 +503,8 @@ def svd_apply(comm: Any, console: Any, **arguments: Any) -> Any:
         help="sgd: stratified stochastic gradient descent, item factors travel round the ranks; als: alternating "
         "least squares, users and items are solved for in turn.")
 @option("--l2", type=FiniteOrAuto(min=0), default=None, metavar="λ|auto", help="Penalty λ(‖p‖² + ‖q‖² + b² + c²) a "
-        "rating; with --implicit λ‖p‖² a user and λ‖q‖² an item; auto, for als: found from the ratings.  [default: sgd: "
-        "0.02, als: auto; --implicit: 0.1]")
+        "rating; with --implicit λ‖p‖² a user and λ‖q‖² an item; auto, for als: found from the ratings.  [default: "
+        "sgd: 0.02, als: auto; --implicit: 0.1]")
 @option("--biases/--no-biases", default=None, help="Learn what is particular to a user, or to an item, alone.  "
         "[default: --biases; --implicit has none]")
 @option("--implicit", is_flag=True, help="als: ratings count how often something was done, 0 where there are none; "

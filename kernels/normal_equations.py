@@ -3,7 +3,7 @@
 Row n has the entries e = ``starts[n]`` … ``starts[n + 1]`` − 1: a rating r_e, of weight v_e, and the row q_e =
 ``others[columns[e]]`` of the other side. What is solved for is x_n in
 
-    (G + Σ_e a_e q_e q_eᵀ + diag(ρ_n)) x_n = Σ_e t_e q_e,        ρ_n = ``penalties[:width]``·Σ_e a_e + what follows these
+    (G + Σ_e a_e q_e q_eᵀ + diag(ρ_n)) x_n = Σ_e t_e q_e,        ρ_n = (penalties a rating)·Σ_e a_e + penalties a row
 
 - explicit (``gram`` None): a = v, t = v·((r − mean)·inverse − c_e), no G, where c_e is the other side's bias. With
   ``biases``, x_n is found together with the row's own bias, as if every q_e had a 1 behind it. Zhou, Wilkinson,
@@ -21,9 +21,10 @@ functions here, on either device:
     penalties (2·(width + 1),) float32: those a rating of a row's factors and of its bias, then those a row
 
 ``losses[n]`` are, for the new x_n, what its entries (implicit: and its pairs without a rating) add to the sum of
-squares, Σ v·(…)² or Σ c·(1 or 0 − x·q)², and its penalty Σ_j ρ_nj·x_j², the bias being the last of these. A row without entries becomes 0. Where the
-matrix is singular to float32 (no penalty, fewer ratings than factors), the factors that depend on those before them are
-0: what is found is finite, and solves what can be solved. All is the same bits whatever else is solved, by whom.
+squares, Σ v·(…)² or Σ c·(1 or 0 − x·q)², and its penalty Σ_j ρ_nj·x_j², the bias being the last x_j. A row without
+entries becomes 0. Where the matrix is singular to float32 (no penalty, fewer ratings than factors), the factors that
+depend on those before them are 0: what is found is finite, and solves what can be solved. All is the same bits whatever
+else is solved, by whom.
 """
 
 from __future__ import annotations

@@ -23,10 +23,10 @@ def weigh_rows(starts, weights, out):
 
 @njit(cache=True, nogil=True)
 def add_squares(rows, biases, weights, k, width, per_unit, weighted_per_unit, out):
-    """out += Σ x²·per_unit, then Σ w·x²·weighted_per_unit, of ``k`` columns and the bias, rounded to whole numbers.
+    """out += Σ x²·per_unit, and Σ w·x²·weighted_per_unit, of ``k`` columns and biases, rounded to whole numbers.
 
-    ``rows`` (n·width,) float32, ``biases`` (n,) float32, or empty, ``weights`` w (n,) float32: rows of weight 0 are left
-    out. ``out`` (2·(k + 1),) int64: whoever has which rows, the sums are the same. No sum may reach 2⁶².
+    ``rows`` (n·width,) float32, ``biases`` (n,) float32, or empty, ``weights`` w (n,) float32: rows that weigh 0 are out.
+    ``out`` (2·(k + 1),) int64: whoever has which rows, the sums are the same. No sum may reach 2⁶².
     """
     for n in range(len(weights)):
         weight = np.float64(weights[n])

@@ -115,8 +115,10 @@ def _fixed(found: RatingFactors, items: bool) -> Fixed:
             raise UserError(f"{found.path} does not say with which {name} it was learnt, as an older dml-hpc wrote it; "
                             "run mf again")
     try:
-        rows = penalties.packed(learnt["item" if items else "user"], found.k, width) if learnt else penalties.fixed_penalties(
-            width, float(told["l2"] or 0), implicit)
+        if learnt:
+            rows = penalties.packed(learnt["item" if items else "user"], found.k, width)
+        else:
+            rows = penalties.fixed_penalties(width, float(told["l2"] or 0), implicit)
     except (ValueError, TypeError, KeyError, IndexError):
         raise UserError(f"{found.path} has no penalties that are such; run mf again") from None
     return Fixed(factors, biases, found.mean, float(told["scale"] or 1), rows, told.get("alpha"))

@@ -39,8 +39,8 @@ class Wanted:
     def settings(self) -> sgd.Settings | als.Settings:
         """What the algorithm is told."""
         if self.algorithm == "als":
-            return als.Settings(self.k, None if self.l2 == "auto" else float(self.l2), self.biases, self.alpha, self.solver or "cholesky", self.seed,
-                                self.threads)
+            return als.Settings(self.k, None if self.l2 == "auto" else float(self.l2), self.biases, self.alpha,
+                                self.solver or "cholesky", self.seed, self.threads)
         return sgd.Settings(self.k, float(self.l2), self.biases, self.factors, self.schedule == "adagrad", self.seed,
                             self.threads)
 

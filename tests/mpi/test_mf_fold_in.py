@@ -40,7 +40,8 @@ def best_rows(rows: dict[str, list[tuple[int, float]]], others: np.ndarray, bias
             liked = np.zeros(len(others))
             liked[at] = r > 0
             whole = others.astype(float)
-            found[name] = np.linalg.solve(whole.T * confidence @ whole + np.diag(penalties[1, :k]), whole.T @ (confidence * liked))
+            matrix = whole.T * confidence @ whole + np.diag(penalties[1, :k])
+            found[name] = np.linalg.solve(matrix, whole.T @ (confidence * liked))
             continue
         target = r - mean
         if biases is not None:
