@@ -25,7 +25,7 @@ def weigh_rows(starts, weights, out):
 def add_squares(rows, biases, weights, k, width, per_unit, weighted_per_unit, out):
     """out += Σ x²·per_unit, and Σ w·x²·weighted_per_unit, of ``k`` columns and biases, rounded to whole numbers.
 
-    ``rows`` (n·width,) float32, ``biases`` (n,) float32, or empty, ``weights`` w (n,) float32: rows that weigh 0 are out.
+    ``rows`` (n·width,) float32, ``biases`` (n,) float32, or empty, ``weights`` w (n,) float32: a row of 0 has no part.
     ``out`` (2·(k + 1),) int64: whoever has which rows, the sums are the same. No sum may reach 2⁶².
     """
     for n in range(len(weights)):

@@ -114,7 +114,8 @@ class Als:
         if self._fixed is None:
             self._row_weights: list[Any] = [_row_weights(own) for own in lists]
             users, items = (weights_of(comm, own) for own in self._row_weights)
-            self._learnt = Learnt(settings.k, self._biased, (users, items), self.weight)
+            self._learnt = Learnt(settings.k, self._biased, (users, items), self.weight,
+                                  self.weight / max(self.n_ratings, 1))
 
     def _memory(self, size: int) -> np.ndarray:
         """Return memory (size,) uint8 for rows, which are sent from and received in it."""

@@ -67,18 +67,20 @@ class Learnt:
     Bishop, *Variational principal components*, ICANN 1999 (τ by column). Ours alone: a row's variances are taken to
     depend on nothing but its weight, so they are neither kept nor sent.
 
-    The same on every rank. Ratings have the variance 1, and weigh ``weight`` together.
+    The same on every rank. Ratings have the variance 1, and weigh ``weight`` together, ``mean_weight`` on average: the
+    noise of one that weighs w has the variance σ²·mean_weight/w, so the unit of weights does not matter.
     """
 
-    def __init__(self, k: int, biased: bool, weights: tuple[Weights, Weights], weight: float):
-        self._k, self._biased, self._weights, self._weight = k, biased, weights, max(weight, _LEAST)
+    def __init__(self, k: int, biased: bool, weights: tuple[Weights, Weights], weight: float, mean_weight: float):
+        self._k, self._biased, self._weights = k, biased, weights
+        self._weight, self._mean_weight = weight or 1.0, mean_weight or 1.0
         self.noise = _BEGIN_NOISE
         self._prior = [np.ones(k + 1), np.full(k + 1, 1 / k)]
         self._variances = [np.zeros(k + 1), np.zeros(k + 1)]
         self._squares = [np.zeros(k + 1), np.full(k + 1, 1 / k)]
 
     def _numbers(self, side: int) -> np.ndarray:
-        found = np.array([self._variances[1 - side], self.noise / self._prior[side]])
+        found = np.array([self._variances[1 - side], self._mean_weight * self.noise / self._prior[side]])
         found[0, self._k] = 0  # a bias is multiplied by 1, which is known
         return found.astype(np.float32)
 
@@ -100,7 +102,7 @@ class Learnt:
         count = max(rows.sum(), 1.0)
         curvature = self._squares[1 - side] + self._variances[1 - side]
         curvature[self._k] = 1
-        variances = self.noise / (values[:, None] * curvature + self.noise / self._prior[side])
+        variances = self.noise / (values[:, None] / self._mean_weight * curvature + self.noise / self._prior[side])
         self._squares[side] = weighted / self._weight
         self._variances[side] = (values * rows) @ variances / (values @ rows if len(rows) else 1.0)
         self._prior[side] = np.maximum((plain + rows @ variances) / count, _LEAST)
