@@ -63,7 +63,7 @@ class Learnt:
     are then most likely. A column that ratings do not call for has its τ fall, and vanishes.
 
     Lim and Teh, *Variational Bayesian approach to movie rating prediction*, KDD Cup 2007; Raiko, Ilin and Karhunen,
-    *Principal component analysis for large scale problems with lots of missing values*, ECML 2007, equations 10 to 15;
+    *Principal component analysis for large scale problems with lots of missing values*, ECML 2007;
     Bishop, *Variational principal components*, ICANN 1999 (τ by column). Ours alone: a row's variances are taken to
     depend on nothing but its weight, so they are neither kept nor sent.
 
