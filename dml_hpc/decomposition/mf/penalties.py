@@ -57,7 +57,8 @@ class Learnt:
 
     Ratings are (b_u + c_i + p_u·q_i) and normal noise of variance σ², elements of column j normal with variance τ_j,
     one for each side. What is known of an element of a row of weight n is that it is normal, about what was solved for,
-    with the variance σ²/(n·m_j + σ²/τ_j), m_j being the mean of the square of column j of the other side over ratings.
+    with the variance σ²/(n·m_j + σ²/τ_j), m_j being the mean over ratings of the square of column j of the other side
+    and of what it is not known to within.
     So a row is solved for with the penalty n·s_j + σ²/τ_j, s_j the mean of the other side's variances over ratings: the
     sum over its ratings of a square that is not known, but to lie s_j above that of its mean. τ and σ² are those that
     are then most likely. A column that ratings do not call for has its τ fall, and vanishes.
