@@ -17,7 +17,7 @@ FLOORS = [
     {"trainers", "decomposition"},
     {"reports", "checks", "batch"},
     {"commands"},
-    {"cli", "verb", "parameters", "inner", "__main__"},
+    {"cli", "verbs", "verb", "parameters", "inner", "__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted([*(ROOT / "dml_hpc").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
