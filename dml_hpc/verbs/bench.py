@@ -50,7 +50,8 @@ MEASURED = ("train", "svd", "mf", "evaluate", "predict", "allreduce")
         "all nodes]")
 @option("--repeats", type=POSITIVE, default=5, envvar="DML_HPC_SCALING_REPEATS", help="Runs on each number of ranks, "
         "in turns, after one that does not count.")
-@option("--weak", is_flag=True, help="The work grows with the ranks: each has the same number of shards.")
+@option("--weak", is_flag=True, help="The work grows with the ranks: each has the same number of shards; of ratings, "
+        "of stripes of users.")
 @option("--launcher", default="auto", metavar="auto|mpirun|srun|TEMPLATE", help="What starts the ranks; or a line such "
         "as 'mpiexec -n {ranks}'.")
 @option("--ranks-per-node", type=POSITIVE, default=None, metavar="R", help="Ranks of a node of a Slurm job.  "
