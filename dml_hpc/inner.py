@@ -22,8 +22,8 @@ def arguments_of(*verbs: str, needs_output: bool = True) -> Any:
 
     It returns them as they are, and what the verb makes of them by name, with the verb's name as ``verb``, the names
     of those that were not left to their defaults as ``given``, the data (or the ratings) as ``inputs``, and where
-    among the arguments they stand as ``places``. What the verb would refuse is refused as there, but with ``needs_output`` false an output may be left
-    out: it is None.
+    among the arguments they stand as ``places``. What the verb would refuse is refused as there, but with
+    ``needs_output`` false an output may be left out: it is None.
     """
     def parse(ctx: click.Context, param: click.Parameter, words: tuple[str, ...]) -> Any:
         root = ctx.find_root()

@@ -1,4 +1,4 @@
-"""Split ratings into those to learn from and those held out, or take those of some users; blocks stay what they were."""
+"""Split ratings into those to learn from and those held out, or take those of some users; blocks stay as they are."""
 
 from __future__ import annotations
 
