@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 class Learnt:
     """What came of a run: ``outcome``, of whose epochs ``begun`` were done by an earlier run (``resumed``).
 
-    ``digest`` is that of the factors written. This rank's own: ``work_s`` seconds of learning, what was
+    ``digest`` is that of the factors written. This rank's own: ``opening_s`` seconds until learning began, of reading
+    ratings and dealing them to the ranks; ``work_s`` seconds of learning, of which the clock tells; what was
     ``used`` meanwhile (see `dml_hpc.usage`), ``own_ratings``, ``bytes_sent``, and of GPUs ``resident``: whether its
     ratings lay on it (None: there is none), ``staged``: why factors went through host memory (None: they did not).
     """
@@ -43,6 +44,7 @@ class Learnt:
     begun: int
     resumed: bool
     digest: str
+    opening_s: float
     work_s: float
     used: dict[str, float | None]
     own_ratings: int
@@ -72,6 +74,7 @@ def learn_factors(comm: Intracomm, console: Console, inputs: Inputs, want: Wante
     start_compiler()
     with first_on_node(comm):
         kind.compile(want.settings, ratings.weighted)
+    opened = time.perf_counter()
     with keeping.saving(comm, console, about, kept) as saving, kind(
             comm, ratings, want.settings, clock, inputs.held, inputs.most_bytes, **besides) as found:
         learner: Learner = found
@@ -86,6 +89,7 @@ def learn_factors(comm: Intracomm, console: Console, inputs: Inputs, want: Wante
         bar = console.bar(want.epochs or 0, "factorising", begun)
         comm.Barrier()  # so that time begins at once everywhere
         began, taken = time.perf_counter(), usage()
+        clock.forget()
         outcome = learn(learner, want.steps, limits, saving, lambda so_far: bar.advance(1, _error(so_far)))
         work_s, used = time.perf_counter() - began, since(taken)
         bar.close(_error(outcome))
@@ -95,8 +99,8 @@ def learn_factors(comm: Intracomm, console: Console, inputs: Inputs, want: Wante
                            "highest": ratings.grid.highest, "ratings": ratings.grid.ratings, "scale": learner.scale})
         own_ratings, bytes_sent, at_work = learner.own_ratings, learner.bytes_sent, learner.ranks_at_work
         resident = getattr(learner, "resident", None)
-    return Learnt(outcome, begun, kept is not None, digest, work_s, used, own_ratings, bytes_sent, at_work, resident,
-                  staged, saving.count, saving.failures)
+    return Learnt(outcome, begun, kept is not None, digest, began - opened, work_s, used, own_ratings, bytes_sent,
+                  at_work, resident, staged, saving.count, saving.failures)
 
 
 def _kind(algorithm: str, gpu: Device | None, sharers: int) -> tuple[Any, dict[str, Any]]:

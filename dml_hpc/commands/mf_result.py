@@ -23,7 +23,7 @@ def result_of(comm: Intracomm, want: Wanted, grid: Grid, learnt: Learnt, clock: 
         "work_s": round(learnt.work_s, 6), **learnt.used, "rows": learnt.own_ratings,
         "examples": learnt.own_ratings * done, "bytes_sent": learnt.bytes_sent, "peak_bytes": peak_bytes()} | (
         {} if learnt.resident is None else {"ratings_on_device": learnt.resident}))
-    learning_s = max(comm.allgather(outcome.learning_s))
+    learning_s, opening_s = max(comm.allgather(outcome.learning_s)), max(comm.allgather(learnt.opening_s))
     return {
         "k": want.k, "algorithm": want.algorithm, "implicit": want.implicit, "alpha": want.alpha,
         "solver": want.solver, "l2": want.l2, "biases": want.biases, "schedule": want.schedule,
@@ -39,7 +39,8 @@ def result_of(comm: Intracomm, want: Wanted, grid: Grid, learnt: Learnt, clock: 
         "users": grid.users, "items": grid.items, "ratings": grid.ratings, "rows": grid.ratings,
         "grid": list(grid.shape), "ranks_at_work": learnt.ranks_at_work, "staged": learnt.staged,
         "examples": examples, "updates_per_s": examples / learning_s if done else None,
-        "learning_s": round(learning_s, 6), "work_s": max(one["work_s"] for one in per_rank), "per_rank": per_rank,
+        "learning_s": round(learning_s, 6), "opening_s": round(opening_s, 6),
+        "work_s": max(one["work_s"] for one in per_rank), "per_rank": per_rank,
         "time_split": {name: max(one[name] for one in per_rank) for name in PHASES},
         "bytes_sent": sum(one["bytes_sent"] for one in per_rank),
         "peak_bytes": max(one["peak_bytes"] for one in per_rank), "trace": comm.allgather(outcome.points),
@@ -54,7 +55,7 @@ def tell(console: Console, result: dict[str, Any]) -> None:
     rate = "–" if result["updates_per_s"] is None else f"{result['updates_per_s'] / 1e6:,.1f} M"
     what = "updates" if result["algorithm"] == "sgd" else "ratings"
     console.say(f"learnt   {result['epochs']} epochs in {result['learning_s']:.2f} s ({rate} {what}/s): {shares}; "
-                f"{result['stopped']}")
+                f"{result['stopped']}; opening the ratings took {result['opening_s']:.2f} s")
     if result["rmse_test"] is not None:
         unknown = [f"{result[f'unknown_{side}']:,} with unknown {side}" for side in ("users", "items")
                    if result[f"unknown_{side}"]]
