@@ -96,7 +96,7 @@ def _advice(scene: Scene, run: Run) -> tuple[str, str]:
                 "--compression float16, --overlap, a larger --batch-size, or --algorithm local or average")
     if not scene.rates:
         return "fewer ranks, or more work for each", "fewer ranks, or nodes with a faster network"
-    if not run.overlapped:
+    if run.record.get("algorithm") == "als":
         return ("fewer ranks, or more ratings for each",
                 "a smaller -k, fewer ranks, nodes with a faster network, or --algorithm sgd, which sends the items' "
                 "factors alone, while it computes")

@@ -82,7 +82,8 @@ class Run:
     @property
     def overlapped(self) -> bool:
         """Say whether what is sent travels while ranks compute: it then costs what is left of it when they are done."""
-        return self.record.get("command") == "mf" and self.record.get("algorithm") == "sgd"
+        return (self.exchange is not None and self.record.get("command") == "mf"
+                and self.record.get("algorithm") == "sgd")
 
     @property
     def size(self) -> float | None:

@@ -21,11 +21,12 @@ pytestmark = pytest.mark.maths
 
 
 def sgd(ranks: list[dict[str, float]], beta: float | None = BETA, **more: Any) -> dict[str, Any]:
-    p = len(ranks)
+    p, sent = len(ranks), more.pop("rank_bytes", ITEM_BYTES * EPOCHS)
     wire = {"wire": pairs([beta] * p)} if p > 1 and beta is not None else {}
+    ranks = [{**one, "bytes_sent": sent if p > 1 else 0} for one in ranks]
     told = record(ranks, command="mf", algorithm="sgd", epochs=EPOCHS, grid=[8, 16], test=None, k=32, users=90_000,
                   items=50_000, biases=True, factors_dtype="float32", ranks_at_work=p, resumed_from=None,
-                  bytes_sent=0 if p == 1 else p * ITEM_BYTES * EPOCHS, **wire)
+                  bytes_sent=0 if p == 1 else p * sent, **wire)
     for key in ("objective", "allreduce", "allreduce_used", "dtype", "parameters", "steps", "batch_size"):
         del told[key]
     return told | more
@@ -41,10 +42,15 @@ def test_every_rank_sends_all_items_once_an_epoch(ranks, nodes):
     told = sgd([rank(compute=1.0)] * 2)
     found, times = epoch_exchange(told, ranks, nodes)
     assert (found.messages, found.n_bytes, times) == (16, ITEM_BYTES, EPOCHS)
-    measured, _ = epoch_exchange({**told, "test": "t", "bytes_sent": 2 * told["bytes_sent"]}, ranks, nodes)
+    tested = sgd([rank(compute=1.0)] * 2, test="t", rank_bytes=2 * ITEM_BYTES * EPOCHS)
+    measured, _ = epoch_exchange(tested, ranks, nodes)
     assert (measured.messages, measured.n_bytes) == (32, 2 * ITEM_BYTES)
-    resumed, times = epoch_exchange({**told, "resumed_from": 5, "bytes_sent": told["bytes_sent"] // 2}, ranks, nodes)
+    half = sgd([rank(compute=1.0)] * 2, resumed_from=5, rank_bytes=5 * ITEM_BYTES)
+    resumed, times = epoch_exchange(half, ranks, nodes)
     assert (resumed, times) == (found, 5)
+    of_two = [{**one, "bytes_sent": one["bytes_sent"] * (at % 2)} for at, one in enumerate(told["per_rank"] * 2)]
+    shared = {**told, "ranks": 4, "per_rank": of_two}  # of two ranks of a node that share memory one sends
+    assert epoch_exchange(shared, 4, 2) == (found, EPOCHS)
 
 
 @pytest.mark.parametrize("missing", ["epochs", "bytes_sent", "grid", "ranks_at_work"])
@@ -101,9 +107,18 @@ def test_waiting_that_the_wire_does_not_explain_is_for_one_another():
     assert kinds(unknown) == ["imbalance"] and "which --probe would tell" in unknown.paragraph
 
 
+def test_on_one_node_nothing_is_sent_and_no_network_is_blamed():
+    ranks = [rank(compute=2.0, communicate=1.0, wait=6.0)] * 4
+    one_node = [sgd([rank(compute=8.0)]), sgd(ranks, beta=None, rank_bytes=0)]
+    told = explained(*one_node)
+    assert set(kinds(told)) == {"imbalance", "communication"} and "network, which" not in told.paragraph
+    assert "item factors" not in told.paragraph and "--algorithm sgd" not in told.paragraph
+    assert "waiting for the slowest rank 6.00 s" in group_of(*one_node).verdict
+
+
 def test_messages_of_tiny_stripes_are_bound_by_latency():
     ranks = [rank(compute=1.0, communicate=0.02, wait=1.0)] * 4
-    told = explained(sgd([rank(compute=4.0)]), sgd(ranks, bytes_sent=4000 * EPOCHS, grid=[8, 4096]))
+    told = explained(sgd([rank(compute=4.0)]), sgd(ranks, rank_bytes=1000 * EPOCHS, grid=[8, 4096]))
     assert kinds(told)[0] == "latency" and "fewer stripes of items (--grid)" in told.paragraph, told.paragraph
 
 

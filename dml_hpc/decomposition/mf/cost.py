@@ -2,7 +2,8 @@
 
 - ``sgd``: every stripe of items goes round all ranks. Each rank sends each stripe once to its neighbour: as many
   messages as there are stripes, and the bytes of all items' rows, whatever the number of ranks. Ranks of a node are
-  neighbours, and through its link goes what one of them sends. All this travels while ranks compute.
+  neighbours, which hand stripes over in shared memory, and one of them sends them on to the next node. All this travels
+  while ranks compute.
 - ``als``: after each half of an epoch a rank sends every other one those of its rows that the other's ratings are of.
   Of so many ratings that a row has, c, none is another rank's with the probability (1 − 1/p)^c: it is sent to
   (p − 1)·(1 − (1 − 1/p)^c) of p ranks. One c stands for all rows; it is that which explains what was sent on the ranks
