@@ -77,7 +77,7 @@ def communication(scene: Scene, lost_s: float) -> list[Suspect]:
                              f"{duration(transfer_s)} and messages {duration(latency_s)}", f"send less: {smaller}"))
     else:
         found.append(Suspect("communication", lost_s, took + (f" ({each})" if each else ""),
-                             f"send less, or less often: {smaller}"))
+                             f"{'' if smaller == fewer else 'send less, or less often: '}{smaller}"))
     return found
 
 
@@ -96,6 +96,8 @@ def _advice(scene: Scene, run: Run) -> tuple[str, str]:
                 "--compression float16, --overlap, a larger --batch-size, or --algorithm local or average")
     if not scene.rates:
         return "fewer ranks, or more work for each", "fewer ranks, or nodes with a faster network"
+    if run.record.get("algorithm") == "sgd" and run.exchange is None:  # ranks of a node hand over where things lie
+        return ("fewer ranks, or more ratings for each",) * 2
     if run.record.get("algorithm") == "als":
         return ("fewer ranks, or more ratings for each",
                 "a smaller -k, fewer ranks, nodes with a faster network, or --algorithm sgd, which sends the items' "
