@@ -1,6 +1,7 @@
 """Rating SGD over four emulated hosts: whether the item factors' way round the ranks is hidden behind computing.
 
     python benchmarks/mf_hosts.py [--hosts 4] [--rates 1gbit 500mbit] [--ratings 5000000 20000000]
+    python benchmarks/mf_hosts.py --draw
 
 60,000 users × 20,000 items, k = 32, `adagrad` as it is by default, one rank a host, in float32 and in float16 factors.
 ``idle_share`` is the wait of all ranks over all of their time while they learn: time in which no stripe of items was
@@ -24,10 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from curves import save_svg
+from matplotlib.figure import Figure
 from mf_contest import Files, ours
 from rated import Shape, made
-from running import arguments, finish, on_hosts
+from running import arguments, drawn, finish, on_hosts
 
+from dml_hpc.reports.figures.canvas import INK, PAPER, legend, style
+from dml_hpc.reports.figures.phases import COLOURS, HATCHES
 from dml_hpc.reports.timing import interleave
 
 K, EPOCHS = 32, 10
@@ -85,13 +90,46 @@ def case(files: Files, hosts: int, rates: list[str], dtype: str, epochs: int, re
     return cases
 
 
+def draw(cases: list[dict[str, Any]], path: Path) -> None:
+    """Draw where the time of each case goes, all of its ranks together, and how far the repeats' waiting differs."""
+    groups = list(dict.fromkeys((case["ratings"], case["factors"]) for case in cases))
+    figure = Figure(figsize=(7.2, 6.4), facecolor="white", layout="constrained")
+    rows = figure.subplots(len(groups), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, group in zip(rows, groups, strict=True):
+        ratings, dtype = group
+        own = [case for case in cases if (case["ratings"], case["factors"]) == group]
+        style(axes, "share of all ranks' time while they learn, %" if group == groups[-1] else "",
+              f"{ratings / 1e6:,.0f} million ratings, {dtype} factors", size=10)
+        axes.grid(axis="y", visible=False)
+        left = np.zeros(len(own))
+        for phase in PHASES:
+            shares = np.array([100 * case["mean_split_s"][phase] / sum(case["mean_split_s"].values()) for case in own])
+            axes.barh(range(len(own)), shares, 0.7, left, color=COLOURS[phase], edgecolor=PAPER, hatch=HATCHES[phase],
+                      label=phase)
+            left += shares
+        for at, case in enumerate(own):
+            low, high = 100 * (1 - np.array(case["idle_shares"])[[-1, 0]])
+            axes.plot([low, high], [at, at], color=INK, linewidth=1.2, marker="|", markersize=8,
+                      label="wait begins, lowest to highest of the repeats" if at == 0 else None)
+            axes.annotate(f"{case['idle_share']:.0%}", (100, at), (4, 0), textcoords="offset points", va="center",
+                          color=INK, fontsize=10)
+        axes.set_yticks(range(len(own)), [case["rate"] for case in own])
+        axes.invert_yaxis()
+        axes.set_xlim(0, 100)
+    legend(figure, rows[0], n_columns=2, longest=80)
+    save_svg(figure, path)
+
+
 def main() -> None:
-    """Measure in turns and write the results file."""
-    parser = arguments(__doc__, repeats=3)
+    """Measure in turns, write the results file and draw it."""
+    parser = arguments(__doc__, repeats=3, draws=True)
     parser.add_argument("--hosts", type=int, default=4)
     parser.add_argument("--rates", nargs="+", default=["1gbit", "500mbit"])
     parser.add_argument("--ratings", type=int, nargs="+", default=[5_000_000, 20_000_000])
     given = parser.parse_args()
+    if given.draw:
+        drawn("mf_hosts", draw)
+        return
     shapes, epochs, repeats = [Shape(count, 60_000, 20_000) for count in given.ratings], EPOCHS, given.repeats
     if given.tiny:
         shapes, epochs, repeats = [Shape(60_000, 2000, 600)], 2, 1
@@ -102,7 +140,7 @@ def main() -> None:
             for dtype in ("float32", "float16"):
                 cases += case(files, given.hosts, given.rates, dtype, epochs, repeats)
     finish("mf_hosts", cases, "one rank a host, hosts emulated on one machine whose cores they share; rates "
-           "interleaved; medians; with half a core a rank, 500mbit stands for 1gbit", given.tiny)
+           "interleaved; medians; with half a core a rank, 500mbit stands for 1gbit", given.tiny, draw)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """50 million ratings on one node: the memory that importing them takes, and learning on two ranks.
 
     python benchmarks/mf_memory.py [--ratings 50000000] [--limit-gibibytes 24]
+    python benchmarks/mf_memory.py --draw
 
 A CSV of user, item and rating (200,000 × 50,000, with a skew in popularity) is imported by one process; then `mf`
 learns two epochs with each algorithm, k = 64, on two ranks. Peaks are the kernel's own (VmHWM), of whole processes,
@@ -22,11 +23,14 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pyarrow.csv
+from curves import save_svg
+from matplotlib.figure import Figure
 from mf_contest import Files, ours
 from rated import Shape
-from running import TOOLS, arguments, finish
+from running import TOOLS, arguments, drawn, finish
 
 from dml_hpc.data.synthetic.factors import Ratings
+from dml_hpc.reports.figures.canvas import CURVES, GRID, INK, PAPER, style
 
 K, RANKS, EPOCHS = 64, 2, 2
 GIBI = 1 << 30
@@ -102,12 +106,44 @@ def imported(table: Path, output: Path) -> list[int]:
     return [after << 10]
 
 
+def draw(cases: list[dict[str, Any]], path: Path) -> None:
+    """Draw the peak of each process, one behind the other, and by how much the node's use grew."""
+    figure = Figure(figsize=(7.2, 3.4), facecolor="white", layout="constrained")
+    axes = figure.subplots()
+    first = cases[0]
+    style(axes, f"GiB; the limit is {first['limit_bytes'] / GIBI:g}", f"{first['ratings'] / 1e6:,.0f} million ratings, "
+          f"{first['users']:,} users × {first['items']:,} items, k = {cases[-1]['k']}", size=10)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    for at, case in enumerate(cases):
+        left = 0.0
+        for rank, peak in enumerate(case["peak_bytes"]):
+            axes.barh(at, peak / GIBI, 0.6, left, color=CURVES[5 if rank else 0], edgecolor=PAPER,
+                      label=f"peak of {'the other rank' if rank else 'a process'}")
+            left += peak / GIBI
+        axes.plot([case["growth_bytes"] / GIBI], [at], "D", color=CURVES[1], markersize=7,
+                  label="growth of the node's use, droppable pages of files left out")
+        axes.annotate(f"{left:.2f}", (left, at), (5, 0), textcoords="offset points", va="center", color=INK,
+                      fontsize=10)
+    axes.set_yticks(range(len(cases)), [case["job"] for case in cases])
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlim(left=0)
+    handles, names = axes.get_legend_handles_labels()
+    once = dict(zip(names, handles, strict=True))
+    figure.legend(once.values(), once.keys(), loc="outside lower left", frameon=False, labelcolor=INK, fontsize=10)
+    save_svg(figure, path)
+
+
 def main() -> None:
-    """Make the table, import it, learn, write the results file."""
-    parser = arguments(__doc__)
+    """Make the table, import it, learn, write the results file and draw it."""
+    parser = arguments(__doc__, draws=True)
     parser.add_argument("--ratings", type=int, default=50_000_000)
     parser.add_argument("--limit-gibibytes", type=float, default=24)
     given = parser.parse_args()
+    if given.draw:
+        drawn("mf_memory", draw)
+        return
     shape = Shape(60_000, 2000, 600) if given.tiny else Shape(given.ratings, 200_000, 50_000)
     limit = int(given.limit_gibibytes * GIBI)
     with tempfile.TemporaryDirectory() as place:
@@ -125,7 +161,8 @@ def main() -> None:
             cases.append({"k": K, "ranks": RANKS, "epochs": EPOCHS, **told(name, limit, learn)})
     for case in cases:
         case |= {"ratings": shape.ratings, "users": shape.users, "items": shape.items, "limit_bytes": limit}
-    finish("mf_memory", cases, "peaks of whole processes, mapped pages included; ranks' peaks are added up", given.tiny)
+    finish("mf_memory", cases, "peaks of whole processes, mapped pages included; ranks' peaks are added up", given.tiny,
+           draw)
 
 
 if __name__ == "__main__":

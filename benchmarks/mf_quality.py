@@ -1,6 +1,7 @@
 """The error on ratings held out: ours, LIBMF's and Spark's, each at its best setting of the same small grid.
 
     python benchmarks/mf_quality.py [--peers PYTHON] [--spark PYTHON]
+    python benchmarks/mf_quality.py --draw
 
 Two kinds of ratings of rank 10 with noise and a skew in popularity: dense, of which users have many, and thin, of which
 they have few; each with little noise, and with as much as people's tastes have (0.3 and 0.8, of ratings whose own
@@ -22,9 +23,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from curves import save_svg
+from matplotlib.figure import Figure
 from mf_contest import Files, Libmf, ours, prepared, spark, spark_factors
 from rated import Shape, loaded, rmse
-from running import arguments, finish, version
+from running import arguments, drawn, finish, version
+
+from dml_hpc.reports.figures.canvas import CURVES, curve_style, legend, style
 
 K, ITERATIONS, CORES = 16, 10, 2
 EPOCHS = (10, 20, 40)
@@ -101,7 +106,7 @@ def judged(kind: str, files: Files, grid: Grid, libmf: Libmf | None, spark_pytho
     defaults = by_default(files)
     peers = {who: value for who, (_, value) in best.items() if who not in OURS}
     case: dict[str, Any] = {
-        "ratings": kind, **files.shape._asdict(), "learner_k": K,
+        "kind": kind, **files.shape._asdict(), "learner_k": K,
         "best": {who: {**setting._asdict(), "rmse_test": value} for who, (setting, value) in best.items()},
         "defaults": defaults,
         "grid": {who: [{**setting._asdict(), "rmse_test": value} for setting, value in found.items()]
@@ -121,13 +126,38 @@ def judged(kind: str, files: Files, grid: Grid, libmf: Libmf | None, spark_pytho
     return case
 
 
+def draw(cases: list[dict[str, Any]], path: Path) -> None:
+    """Draw each contestant's error against λ, at its best number of epochs and step size, and our defaults."""
+    figure = Figure(figsize=(7.2, 6.8), facecolor="white", layout="constrained")
+    panels = figure.subplots(-(-len(cases) // 2), 2, squeeze=False).reshape(-1)
+    for axes, case in zip(panels, cases, strict=False):
+        style(axes, "λ", f"RMSE: {case['ratings'] // case['users']} ratings a user, noise {case['noise']:g}", size=10)
+        for i, (who, grid) in enumerate(case["grid"].items()):
+            penalties = sorted({one["l2"] for one in grid})
+            errors = [min(one["rmse_test"] for one in grid if one["l2"] == l2) for l2 in penalties]
+            axes.plot(penalties, errors, label=who, **{**curve_style(i), "markersize": 5, "linewidth": 1.5})
+            if who in case["defaults"]:
+                axes.axhline(case["defaults"][who], color=CURVES[i], linewidth=1, linestyle=(0, (1, 2)),
+                             label=f"{who}, as it is by default")
+        axes.set_xscale("log")
+        axes.set_xticks(penalties, [f"{l2:g}" for l2 in penalties])
+        axes.minorticks_off()
+        least, shown = min(one["rmse_test"] for one in case["best"].values()), max(case["defaults"].values())
+        axes.set_ylim(least - 0.005 * least, max(1.15 * least, 1.02 * shown))
+    legend(figure, panels[0], n_columns=2, longest=80)
+    save_svg(figure, path)
+
+
 def main() -> None:
-    """Run every grid and write the results file."""
-    parser = arguments(__doc__)
+    """Run every grid, write the results file and draw it."""
+    parser = arguments(__doc__, draws=True)
     parser.add_argument("--peers", default=sys.executable, metavar="PYTHON", help="has libmf  [default: this]")
     parser.add_argument("--spark", default=sys.executable, metavar="PYTHON", help="has pyspark  [default: this]")
     parser.add_argument("--libmf-library", type=Path, metavar="FILE", help="LIBMF's library, built for this CPU")
     given = parser.parse_args()
+    if given.draw:
+        drawn("mf_quality", draw)
+        return
     shapes, noises, grid = SHAPES, list(NOISES), Grid()
     if given.tiny:
         shapes, noises, grid = {"thin": Shape(60_000, 2000, 600)}, [0.3], Grid((0.05,), (0.1,))
@@ -144,7 +174,7 @@ def main() -> None:
                 files = prepared(Path(place) / "ratings", shape._replace(noise=noise), seed=SEED)
                 cases.append(judged(kind, files, grid, libmf, spark_python))
     print(notes)
-    finish("mf_quality", cases, notes, given.tiny)
+    finish("mf_quality", cases, notes, given.tiny, draw)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,11 @@ from dml_hpc.reports.records import environment
 RESULTS = Path(__file__).parent / "results"
 
 
+def read_cases(name: str) -> list[dict[str, Any]]:
+    """Return the cases of a results file that is there."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["cases"]
+
+
 def write_results(name: str, cases: list[dict[str, Any]], notes: str) -> Path:
     """Write ``benchmarks/results/NAME.json`` with the cases and all that is needed to repeat them; return its path."""
     path = RESULTS / f"{name}.json"

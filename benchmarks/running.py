@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numba import njit
-from results_file import write_results
+from results_file import RESULTS, read_cases, write_results
 
 TOOLS = Path(sys.executable).parent
 PEERS = Path(__file__).parent / "peers"
@@ -24,11 +24,16 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
 """A rank is a core."""
 
 
-def arguments(description: str | None, repeats: int | None = None) -> argparse.ArgumentParser:
-    """Return a parser of the options that every benchmark has; without ``repeats`` nothing is repeated."""
+def arguments(description: str | None, repeats: int | None = None, draws: bool = False) -> argparse.ArgumentParser:
+    """Return a parser of the options that every benchmark has; without ``repeats`` nothing is repeated.
+
+    One that ``draws`` can do that from the results file alone.
+    """
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     if repeats is not None:
         parser.add_argument("--repeats", type=int, default=repeats, help="rounds in which the contestants take turns")
+    if draws:
+        parser.add_argument("--draw", action="store_true", help="measure nothing: draw what is in the results file")
     parser.add_argument("--tiny", action="store_true", help="only see that it runs: small data, one round, no results")
     return parser
 
@@ -96,6 +101,19 @@ def medians(seconds: dict[str, np.ndarray]) -> dict[str, float]:
     return {who: float(np.median(times)) for who, times in seconds.items()}
 
 
-def finish(name: str, cases: list[dict[str, Any]], notes: str, tiny: bool) -> None:
-    """Write the results file and say where; a ``tiny`` run writes none."""
-    print("tiny: nothing is written" if tiny else write_results(name, cases, notes))
+def finish(name: str, cases: list[dict[str, Any]], notes: str, tiny: bool,
+           draw: Callable[[list[dict[str, Any]], Path], None] | None = None) -> None:
+    """Write the results file, ``draw`` its cases into an SVG beside it, and say where; a ``tiny`` run writes none."""
+    if tiny:
+        print("tiny: nothing is written")
+        return
+    print(write_results(name, cases, notes))
+    if draw is not None:
+        drawn(name, draw)
+
+
+def drawn(name: str, draw: Callable[[list[dict[str, Any]], Path], None]) -> None:
+    """Draw the cases of a results file that is there, and say where."""
+    path = RESULTS / f"{name}.svg"
+    draw(read_cases(name), path)
+    print(path)

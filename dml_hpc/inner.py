@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ def arguments_of(*verbs: str, needs_output: bool = True) -> Any:
     """Return a callback for arguments that are those of a verb, whose name comes first where there are ``verbs``.
 
     It returns them as they are, and what the verb makes of them by name, with the verb's name as ``verb``, the names
-    of those that were not left to their defaults as ``given``, and where among the arguments the data stand as
-    ``places``. What the verb would refuse is refused as there, but with ``needs_output`` false an output may be left
-    out: it is None.
+    of those that were not left to their defaults as ``given``, the data (or the ratings) as ``inputs``, and where
+    among the arguments they stand as ``places``. What the verb would refuse is refused as there, but with
+    ``needs_output`` false an output may be left out: it is None.
     """
     def parse(ctx: click.Context, param: click.Parameter, words: tuple[str, ...]) -> Any:
         root = ctx.find_root()
@@ -42,9 +42,11 @@ def arguments_of(*verbs: str, needs_output: bool = True) -> Any:
         if before and parsed["output"] == NOWHERE:
             parsed["output"] = None
             given.remove("output")
-        places = _places(command, root, path, [*before, *rest], parsed.get("data"))
+        inputs = _inputs(parsed)
+        places = _places(command, root, path, [*before, *rest], inputs)
         ahead = len(words) - len(rest) - len(before)
-        return words, {**parsed, "verb": verb, "given": given, "places": [place + ahead for place in places]}
+        return words, {**parsed, "verb": verb, "given": given, "inputs": inputs,
+                       "places": [place + ahead for place in places]}
 
     return parse
 
@@ -61,14 +63,17 @@ def _command(root: click.Context, verb: str) -> tuple[click.Command, str]:
 
 
 def _places(command: click.Command, root: click.Context, path: str, words: Sequence[str],
-            data: Sequence[Path] | None) -> list[int]:
-    """Return where among ``words`` the data stand: the same words may also be values of options."""
-    marks = {f".dml-hpc-{place}": place for place, word in enumerate(words)
-             if data is not None and Path(word) in data}
+            inputs: Sequence[Path]) -> list[int]:
+    """Return where among ``words`` the ``inputs`` stand: the same words may also be values of options."""
+    marks = {f".dml-hpc-{place}": place for place, word in enumerate(words) if Path(word) in inputs}
     if not marks:
         return []
     marked = list(words)
     for mark, place in marks.items():
         marked[place] = mark
-    found = command.make_context(path, marked, parent=root).params["data"]
-    return [marks[str(one)] for one in found]
+    return [marks[str(one)] for one in _inputs(command.make_context(path, marked, parent=root).params)]
+
+
+def _inputs(parsed: Mapping[str, Any]) -> Sequence[Path]:
+    """Return a verb's DATA, or its RATINGS; nothing where it has neither."""
+    return [parsed["ratings"]] if "ratings" in parsed else parsed.get("data") or []

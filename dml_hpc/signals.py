@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 ASKING = (signal.SIGTERM, signal.SIGUSR1)
 """What a batch system asks a job with to save what it has, and to end."""
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FORWARDED = (*ASKING, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCONT)
 """What a rank's supervisor passes on to it."""
 

@@ -20,13 +20,12 @@ import threading
 import time
 from collections.abc import Callable
 
-from dml_hpc.errors import EXIT_JOB, Stopped
+from dml_hpc.errors import EXIT_JOB
 from dml_hpc.launch import Launch
-from dml_hpc.signals import FORWARDED, hold_signals, release_signals
+from dml_hpc.signals import FORWARDED, STOPPING, hold_signals, release_signals
+from dml_hpc.stopping import AGAIN_S
 
-_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FINISHED, _JOINED = b".", b"+"
-_stopping = False
 
 
 def supervised(work: Callable[[], int], place: Launch, others_go_on: bool = False, start_s: float = 0.0) -> int:
@@ -120,7 +119,7 @@ class _Supervisor:
     def _forward(self, number: int, frame: object) -> None:
         self._told.append(number)
         now = time.monotonic()
-        if number in _STOPPING:
+        if number in STOPPING:
             self._stopping_s = min(self._stopping_s, now)
             if now - self._stopping_s > AGAIN_S and not self._has_joined():
                 with contextlib.suppress(ProcessLookupError):
@@ -195,63 +194,6 @@ _HINTS: dict[int, str] = {
     signal.SIGSEGV: ": a crash in compiled code",
     signal.SIGBUS: ": a mapped file was cut short, or /dev/shm is full",
 }
-
-
-def stop_on_signals() -> None:
-    """From now on the first INT, TERM or HUP raises `Stopped`, so that what is half-written is removed on the way out.
-
-    Later ones are ignored: a rank often gets one from the launcher and again from its supervisor, and a second
-    exception would interrupt the clean-up of the first.
-    """
-    global _stopping
-    _stopping = False
-    for number in _STOPPING:
-        signal.signal(number, _stop_once)
-
-
-AGAIN_S = 1.0
-"""A signal that comes sooner after the first is the first one once more: launchers and supervisors both pass it on."""
-
-
-class Asked:
-    """Notes that TERM or USR1 (what a batch system warns with) has come, for who looks: ``number``, 0: none has.
-
-    The rank can then end in good order. A second TERM raises `Stopped`, as do INT and HUP at once.
-    """
-
-    def __init__(self) -> None:
-        self.number, self._since = 0, 0.0
-
-    @classmethod
-    def on_signals(cls) -> Asked:
-        """Return the one that is told of signals from now on: there is one in a process."""
-        told = getattr(signal.getsignal(signal.SIGUSR1), "__self__", None)
-        if not isinstance(told, Asked):
-            global _stopping
-            told, _stopping = cls(), False
-            for number in (signal.SIGTERM, signal.SIGUSR1):
-                signal.signal(number, told._note)
-        return told
-
-    def __call__(self) -> int:
-        return self.number
-
-    def _note(self, number: int, frame: object) -> None:
-        now = time.monotonic()
-        if not self.number:
-            self.number, self._since = number, now
-        elif number == signal.SIGTERM and now - self._since > AGAIN_S:
-            _stop_once(number, frame)
-
-
-def _stop_once(number: int, frame: object) -> None:
-    global _stopping
-    if _stopping:
-        return  # another came before all of them were ignored
-    _stopping = True
-    for other in _STOPPING:
-        signal.signal(other, signal.SIG_IGN)
-    raise Stopped(number)
 
 
 def wait_until_read(pipe: int, limit_s: float = 2.0) -> None:

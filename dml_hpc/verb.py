@@ -19,7 +19,7 @@ from dml_hpc.errors import EXIT_JOB, EXIT_OK, EXIT_USER, AgreedError, JobError, 
 from dml_hpc.launch import launch, one_thread
 from dml_hpc.parameters import Finite, fits, wanted
 from dml_hpc.signals import release_signals
-from dml_hpc.supervise import Asked, stop_on_signals
+from dml_hpc.stopping import Asked, stop_on_signals
 from dml_hpc.watch import DEFAULT_DEADLINE_S
 
 if TYPE_CHECKING:

@@ -38,6 +38,12 @@ class Clock:
         """Set the mark: what has passed since the last one belongs to nobody."""
         self._mark = time.perf_counter()
 
+    def forget(self) -> None:
+        """Set all seconds to 0: what they went to was no part of the run that is told of."""
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self._met = 0
+        self.start()
+
     def lap(self, phase: str, read_s: float = 0.0) -> None:
         """Count the time since the mark as ``phase``, ``read_s`` of it as reading, and set the mark."""
         now = time.perf_counter()

@@ -21,7 +21,7 @@ from dml_hpc.commands.rank_launchers import (
     ranks_per_node,
 )
 from dml_hpc.commands.ranks_run import program, run_ranks
-from dml_hpc.commands.weak import growing_data
+from dml_hpc.commands.weak import growing_data, growing_ratings
 from dml_hpc.console import Console
 from dml_hpc.errors import EXIT_JOB, EXIT_USER, JobError, UserError
 from dml_hpc.files import PREFIX, check_output
@@ -66,7 +66,8 @@ def run(console: Console, words: Sequence[str], parsed: Mapping[str, Any], recor
             raise UserError(f"{option} is for emulated hosts: give --emulate-hosts as well, or leave it out")
     _check(parsed, weak)
     ranks = _ranks(ranks, ranks_per_node, emulate_hosts)
-    data = growing_data(parsed, ranks) if weak else None
+    growing = growing_ratings if "ratings" in parsed else growing_data
+    data = growing(parsed, ranks) if weak else None
     if emulate_hosts:
         if launcher != "auto" or ranks_per_node is not None:
             raise UserError("emulated hosts have a launcher of their own: leave out --launcher and --ranks-per-node")
@@ -82,7 +83,7 @@ def run(console: Console, words: Sequence[str], parsed: Mapping[str, Any], recor
     with tempfile.TemporaryDirectory(prefix=PREFIX, suffix=".partial", dir=record.absolute().parent,
                                      ignore_cleanup_errors=True) as folder:
         job = _Job(words, parsed, starter, record, Path(folder), console, repeats * len(ranks),
-                   None if data is None else data.of_ranks)
+                   None if data is None else data.files(Path(folder)))
         job.rounds(ranks, repeats)
     analysis = analyse(job.records)
     _show(console, analysis)
@@ -102,17 +103,16 @@ def _check(parsed: Mapping[str, Any], weak: bool) -> None:
     for name, option in OUTPUTS.items():
         if parsed.get(name) is not None:
             check_output(parsed[name], parsed["overwrite"], folder=name == "left", option=option,
-                         inputs=parsed.get("data") or ())
+                         inputs=parsed["inputs"])
     if weak:
-        if "ratings" in parsed:
-            raise UserError("--weak: ratings are no rows of which each rank could have as many: leave out --weak, or "
-                            "run mf with --record on ratings of its own for each number of ranks")
-        if not parsed.get("data"):
+        if not parsed["inputs"]:
             raise UserError(f"--weak: the work of {parsed['verb']} is no data, which could grow with the ranks")
         for name in ("steps", "time_budget"):
             if parsed.get(name) is not None:
                 raise UserError(f"--weak: --{name.replace('_', '-')} fixes the work; give --epochs, which grow with "
                                 "the data")
+        if "ratings" in parsed and parsed["test"] is not None:
+            raise UserError("--weak: --test is of all users, of whom fewer ranks have fewer: leave it out")
 
 
 def _ranks(asked: Sequence[int] | None, per_node: int | None, emulated: bool) -> Sequence[int]:
@@ -171,17 +171,22 @@ class _Job:
         if not at and done.said.strip():
             print(done.said.rstrip("\n"), file=sys.stderr, flush=True)
         found = _read(own, ranks, where)
-        for key in ("model", "output"):
-            if str(found.get(key)).startswith(str(self.folder)):
-                found[key] = None  # it does not outlast this process
+        for key in ("model", "output", "data"):
+            if self._passing(found.get(key)):
+                found[key] = str(self.parsed["ratings"]) if key == "data" else None
         seconds = positive(found, "work_s") or positive(found, "seconds") or 0.0
         if at:
-            found |= {"arguments": command, "started_by": self.launcher.told(ranks),
+            lasting = [str(self.parsed["ratings"]) if self._passing(word) else word for word in command]
+            found |= {"arguments": lasting, "started_by": self.launcher.told(ranks),
                       "scaling": "strong" if self.data is None else "weak", "round": at, **self.launcher.keys}
             append_line(self.record, found)
             self.records.append(found)
             self.console.say(f"run      {len(self.records)} of {self.n_runs}: {where}, {duration(seconds)}")
         return seconds
+
+    def _passing(self, path: Any) -> bool:
+        """Say whether a path does not outlast this process: such are ratings of fewer users, and what runs write."""
+        return str(path).startswith(str(self.folder))
 
     def command(self, ranks: int) -> list[str]:
         """Return the words of the verb on so many ranks."""

@@ -17,13 +17,13 @@ from dml_hpc.console import Console
 from dml_hpc.data.dataset import Dataset
 from dml_hpc.errors import AgreedError, Stopped, UserError
 from dml_hpc.mpi import agreed, on_root
+from dml_hpc.stopping import Asked
 from dml_hpc.store import checkpoint, lock
 from dml_hpc.store.checkpoint_writer import Background, Writer
 from dml_hpc.store.every import Every
 from dml_hpc.store.live import Live
 from dml_hpc.store.saving import Memory, Saving
 from dml_hpc.store.state import Kept, Values
-from dml_hpc.supervise import Asked
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 from dml_hpc.decomposition.mf import ALPHA, EPOCHS, L2, als, sgd
@@ -15,6 +16,33 @@ OF_ALGORITHM = {"schedule": "sgd", "step_size": "sgd", "factors": "sgd", "implic
 
 MOST_GPU_K = {"sgd": 512, "als": 128}
 """What the kernels for GPUs have room for; also in `dml_hpc.kernels.cuda`."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of ``dml-hpc mf --help`` that say what is learnt, by their names; None: nothing was said."""
+
+    k: int = 32
+    algorithm: str = "sgd"
+    l2: float | str | None = None
+    biases: bool | None = None
+    implicit: bool = False
+    alpha: float | None = None
+    solver: str | None = None
+    schedule: str | None = None
+    step_size: float | None = None
+    epochs: int | None = None
+    time_budget: float | None = None
+    tolerance: float | None = None
+    factors: str | None = None
+    threads: int | None = None
+    reproducible: bool = False
+    seed: int = 0
+
+    @classmethod
+    def among(cls, parsed: Mapping[str, Any]) -> Options:
+        """Return those among the arguments of the verb, ``parsed``."""
+        return cls(**{one.name: parsed[one.name] for one in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -57,45 +85,44 @@ class Wanted:
         return {name: getattr(self, name) for name in ("k", "algorithm", "l2", "biases", *own, "seed")}
 
 
-def wanted(given: dict[str, Any], time_budget: float | None, reproducible: bool, test: bool,
-           device: str = "cpu") -> Wanted:
-    """Return what the options ``given`` (None: nothing was said) mean together; raises `UserError`."""
-    algorithm = given["algorithm"]
+def wanted(given: Options, test: bool, device: str = "cpu") -> Wanted:
+    """Return what the options ``given`` mean together; raises `UserError`. ``test``: there is --test."""
+    algorithm = given.algorithm
     for name, owner in OF_ALGORITHM.items():
-        if given[name] and owner != algorithm:
+        if getattr(given, name) and owner != algorithm:
             raise UserError(f"--{name.replace('_', '-')} is for --algorithm {owner}, and this is --algorithm "
                             f"{algorithm}; leave one of them out")
-    if reproducible and time_budget is not None:
+    if given.reproducible and given.time_budget is not None:
         raise UserError("--reproducible and --time-budget: how far a run comes in a time is never the same; give "
                         "--epochs instead")
-    implicit = bool(given["implicit"])
-    if given["alpha"] is not None and not implicit:
+    implicit = given.implicit
+    if given.alpha is not None and not implicit:
         raise UserError("--alpha is for --implicit ratings; give that too, or leave --alpha out")
-    if implicit and given["biases"]:
+    if implicit and given.biases:
         raise UserError("--implicit ratings have no biases; leave --biases out")
     if implicit and test:
         raise UserError("--test tells an RMSE, and --implicit predicts no ratings; leave it out, and measure what was "
                         "learnt by `dml-hpc mf evaluate FACTORS RATINGS --at 10`")
     if device == "cuda":
-        _check_gpu(algorithm, given["k"], given["solver"], reproducible)
-    epochs = given["epochs"]
-    if epochs is None and time_budget is None:
+        _check_gpu(algorithm, given.k, given.solver, given.reproducible)
+    epochs = given.epochs
+    if epochs is None and given.time_budget is None:
         epochs = EPOCHS[algorithm]
     own: dict[str, Any]
     if algorithm == "als":
-        own = {"implicit": implicit, "alpha": (given["alpha"] or ALPHA) if implicit else None,
-               "solver": given["solver"] or ("cg" if implicit and device == "cpu" else "cholesky")}
+        own = {"implicit": implicit, "alpha": (given.alpha or ALPHA) if implicit else None,
+               "solver": given.solver or ("cg" if implicit and device == "cpu" else "cholesky")}
     else:
-        schedule = given["schedule"] or "adagrad"
-        if schedule == "cosine" and given["epochs"] is None and time_budget is not None:
+        schedule = given.schedule or "adagrad"
+        if schedule == "cosine" and given.epochs is None and given.time_budget is not None:
             raise UserError("--schedule cosine ends with the last epoch: say which with --epochs, or choose another")
-        own = {"schedule": schedule, "step_size": given["step_size"] or DEFAULT_STEP_SIZE[schedule],
-               "factors": given["factors"] or "float32"}
-    l2 = L2["implicit" if implicit else algorithm] if given["l2"] is None else given["l2"]
+        own = {"schedule": schedule, "step_size": given.step_size or DEFAULT_STEP_SIZE[schedule],
+               "factors": given.factors or "float32"}
+    l2 = L2["implicit" if implicit else algorithm] if given.l2 is None else given.l2
     if l2 == "auto" and (implicit or algorithm != "als"):
         raise UserError("--l2 auto is for --algorithm als and ratings that are not --implicit; give a number")
-    return Wanted(algorithm, given["k"], l2, not implicit and given["biases"] is not False, epochs, given["seed"],
-                  given["threads"] or rank_threads(), **own)
+    return Wanted(algorithm, given.k, l2, not implicit and given.biases is not False, epochs, given.seed,
+                  given.threads or rank_threads(), **own)
 
 
 def _check_gpu(algorithm: str, k: int, solver: str | None, reproducible: bool) -> None:

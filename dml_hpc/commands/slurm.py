@@ -142,7 +142,7 @@ def _checked_ratings(parsed: Mapping[str, Any], wanted: Wanted) -> list[Path]:
     from dml_hpc.data.ratings.opened import open_ratings
     from dml_hpc.mpi import Alone
 
-    mf_options.wanted(dict(parsed), parsed["time_budget"], parsed["reproducible"], parsed["test"] is not None,
+    mf_options.wanted(mf_options.Options.among(parsed), parsed["test"] is not None,
                       "cpu" if wanted.gpus_per_node is None else "cuda")
     inputs = [path for path in (parsed["ratings"], parsed["test"]) if path is not None]
     for path in inputs:

@@ -14,8 +14,8 @@ from typing import Any
 
 from dml_hpc.console import Console
 from dml_hpc.errors import EXIT_AGAIN, EXIT_OK, EXIT_USER, UserError
+from dml_hpc.stopping import AGAIN_S
 from dml_hpc.store import checkpoint
-from dml_hpc.supervise import AGAIN_S
 
 FIRST_PAUSE_S, MOST_PAUSE_S = 1.0, 60.0
 """Before the first restart, and before any; each pause is twice the one before."""

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from statistics import median, median_low
 from typing import NamedTuple
 
-from dml_hpc.reports.links import communication
+from dml_hpc.reports.links import communication, unhidden
 from dml_hpc.reports.quantities import count, duration, listed, rate
-from dml_hpc.reports.runs import Phases
+from dml_hpc.reports.runs import Phases, Run
 from dml_hpc.reports.scene import Scene, Suspect
 
 UNEVEN = 0.1
@@ -53,14 +53,17 @@ def faults(scene: Scene) -> list[Suspect]:
     from_wait = min(skew_s, excess.wait)
     wait_s, busy_s = excess.wait - from_wait, excess.busy - min(skew_s - from_wait, excess.busy)
     alike, left_s = _alike(scene, ranks, busy_s, named={one.kind for one in uneven})
-    communicate_s = excess.communicate
+    # What the wire takes by the model of it is not for want of a core, and nobody was late.
+    on_wire_s = min(wait_s, unhidden(scene))
+    communicate_s, wait_s = excess.communicate, wait_s - on_wire_s
     for at, one in enumerate(alike):
         if one.kind == "oversubscribed":
             # Who has no core answers late: that much of communicating and waiting is the same lack.
             denied = median(rank.denied / rank.busy for rank in ranks if rank.busy > 0)
             alike[at] = one._replace(lost_s=one.lost_s + denied * (communicate_s + wait_s))
             communicate_s, wait_s = (1 - denied) * communicate_s, (1 - denied) * wait_s
-    found = [*uneven, *alike, *communication(scene, communicate_s), *_rest(scene, left_s, wait_s, excess.other)]
+    found = [*uneven, *alike, *communication(scene, communicate_s + on_wire_s),
+             *_rest(scene, left_s, wait_s, excess.other)]
     return [one for one in found if one.lost_s > WORTH * scene.last.seconds or
             one.kind in ("slow_disk", "narrow_link", "oversubscribed")]
 
@@ -197,13 +200,15 @@ def _rest(scene: Scene, busy_s: float, wait_s: float, other_s: float) -> list[Su
     run, found = scene.runs[0], []
     steps, batch = run.exchanges, run.record.get("batch_size")
     assert scene.phases is not None
+    if steps and run.overlapped and run.exchange is not None:
+        steps *= run.exchange.messages  # a stripe of items each
     each = scene.phases.busy / steps if steps else None
     if each is not None and each < TINY_STEP_S:
         rows = f" ({batch / scene.last.ranks:.0f} rows)" if isinstance(batch, int) else ""
-        found.append(Suspect("too_little_work", busy_s + wait_s, f"a rank has only {duration(each)} of work a "
-                             f"step{rows}: what every step costs besides, and any jitter, weighs as much",
-                             "give ranks more to do between two sums: a larger --batch-size, --algorithm local, or "
-                             "fewer ranks"))
+        unit = "a step" if not scene.rates else "a stripe of items" if run.overlapped else "an epoch"
+        found.append(Suspect("too_little_work", busy_s + wait_s, f"a rank has only {duration(each)} of work "
+                             f"{unit}{rows}: what every {unit.partition(' ')[2]} costs besides, and any jitter, weighs "
+                             "as much", _more_work(scene, run)))
         busy_s = wait_s = 0.0
     if wait_s > 0:
         change = "see that nothing else runs on the nodes"
@@ -211,9 +216,11 @@ def _rest(scene: Scene, busy_s: float, wait_s: float, other_s: float) -> list[Su
             change += "; meet less often (a larger --batch-size, --algorithm local)"
         if scene.rates:
             change += "; import the ratings with other stripes (--grid), whose blocks differ less"
+        doubt = ("; or item factors were late, as they are on a slow network, which --probe would tell"
+                 if run.overlapped and not run.pairs else "")
         found.append(Suspect("imbalance", wait_s, f"ranks waited {duration(wait_s)} for one another though each was "
                              "busy as long as the others in all: which one is late changes from "
-                             f"{'block to block' if scene.rates else 'step to step'}", change))
+                             f"{'block to block' if scene.rates else 'step to step'}{doubt}", change))
     if busy_s + other_s > 0:
         laws = scene.laws
         part = "" if laws is None or laws.amdahl_serial is None else (
@@ -225,6 +232,13 @@ def _rest(scene: Scene, busy_s: float, wait_s: float, other_s: float) -> list[Su
         found.append(Suspect("serial", busy_s + other_s, f"{listed(what)}{part}",
                              "use fewer ranks a node, or more work for each; more ranks will not take this off"))
     return found
+
+
+def _more_work(scene: Scene, run: Run) -> str:
+    """Return how ranks get more to do between two messages."""
+    if not scene.rates:
+        return "give ranks more to do between two sums: a larger --batch-size, --algorithm local, or fewer ranks"
+    return "take fewer ranks" + ", or import the ratings with fewer stripes of items (--grid)" * run.overlapped
 
 
 def _speed(ranks: Sequence[_Rank]) -> str:

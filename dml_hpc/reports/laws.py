@@ -27,7 +27,7 @@ class Laws:
     ``amdahl_serial`` is the part of the time at the fewest ranks that no rank takes off another, with its 95 %
     interval; ``gustafson_serial`` the part of the time at the most ranks that does not grow with the work, of weak
     scaling; ``karp_flatt`` pairs of ranks and the serial fraction seen there; ``alpha_s`` and ``beta_s_per_byte``
-    what a message and a byte cost in this job's all-reduce.
+    what a message and a byte cost in this job's all-reduce, or exchange of factors.
     """
 
     amdahl_serial: float | None
@@ -76,14 +76,16 @@ def gustafson(ranks: Sequence[float], speedups: Sequence[float]) -> float:
 def hockney(by_ranks: dict[int, list[Run]]) -> tuple[float | None, float | None]:
     """Return α and β of the all-reduces of a job: what they took by the clock, fitted to what they pay.
 
-    Where the numbers of ranks do not tell the two apart, they are those of the measured wire, between nodes where
-    there are several. None where neither is known. See `dml_hpc.comm.cost`, Hockney 1994.
+    Where the numbers of ranks do not tell the two apart, or messages travel while ranks compute, they are those of the
+    measured wire, between nodes where there are several. None where neither is known. See `dml_hpc.comm.cost`, Hockney
+    1994.
     """
     costs: list[Cost] = []
     seconds = []
     for runs in by_ranks.values():
         told = [run.phases.communicate / run.exchanges for run in runs if run.phases and run.exchanges and run.exchange]
-        if told and len(told) == len(runs) and (each := median(told)) > 0 and runs[0].exchange is not None:
+        if (told and len(told) == len(runs) and (each := median(told)) > 0 and runs[0].exchange is not None
+                and not runs[0].overlapped):
             costs.append(runs[0].exchange)
             seconds.append(each)
     found = fit(costs, seconds) if len(costs) > 1 else None

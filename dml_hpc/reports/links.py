@@ -61,13 +61,11 @@ def communication(scene: Scene, lost_s: float) -> list[Suspect]:
     if lost_s <= 0:
         return found
     each = "" if not run.exchanges or run.exchange is None else (
-        f"{count(round(run.exchange.messages), 'message')} and {size(round(run.exchange.n_bytes))} each time")
-    fewer = ("a larger --batch-size, --algorithm local (sums every --tau steps), or fewer ranks" if scene.trains else
-             "fewer ranks, or more work for each")
-    smaller = ("--compression float16, --overlap, a larger --batch-size, or --algorithm local or average"
-               if scene.trains else "fewer ranks, or nodes with a faster network")
-    took = f"communicating took {duration(lost_s)} more than at the fewest ranks" if scene.base is not None else (
-        f"communicating took {duration(lost_s)}")
+        f"{count(round(run.exchange.messages), 'message')} and {size(round(run.exchange.n_bytes))} "
+        f"{'an epoch' if scene.rates else 'each time'}")
+    fewer, smaller = _advice(scene, run)
+    what = ("communicating, and waiting for item factors on their way," if run.overlapped else "communicating")
+    took = f"{what} took {duration(lost_s)}" + " more than at the fewest ranks" * (scene.base is not None)
     if latency_s > CLEAR * transfer_s:
         found.append(Suspect("latency", lost_s, f"{took}: it is bound by latency, {each}, of which messages take "
                              f"{duration(latency_s)} and bytes {duration(transfer_s)}", f"meet less often: {fewer}"))
@@ -79,8 +77,35 @@ def communication(scene: Scene, lost_s: float) -> list[Suspect]:
                              f"{duration(transfer_s)} and messages {duration(latency_s)}", f"send less: {smaller}"))
     else:
         found.append(Suspect("communication", lost_s, took + (f" ({each})" if each else ""),
-                             f"send less, or less often: {smaller}"))
+                             f"{'' if smaller == fewer else 'send less, or less often: '}{smaller}"))
     return found
+
+
+def unhidden(scene: Scene) -> float:
+    """Return for how long what is sent beside computing travels when that is done, by the model of it; seconds."""
+    run = next((run for run in scene.runs if run.pairs), scene.runs[0])
+    if not run.overlapped or run.exchanges is None or scene.phases is None:
+        return 0.0
+    return max(sum(_parts(scene, run)) * run.exchanges - scene.phases.busy - scene.phases.communicate, 0.0)
+
+
+def _advice(scene: Scene, run: Run) -> tuple[str, str]:
+    """Return how to send less often, and how to send less."""
+    if scene.trains:
+        return ("a larger --batch-size, --algorithm local (sums every --tau steps), or fewer ranks",
+                "--compression float16, --overlap, a larger --batch-size, or --algorithm local or average")
+    if not scene.rates:
+        return "fewer ranks, or more work for each", "fewer ranks, or nodes with a faster network"
+    if run.record.get("algorithm") == "sgd" and run.exchange is None:  # ranks of a node hand over where things lie
+        return ("fewer ranks, or more ratings for each",) * 2
+    if run.record.get("algorithm") == "als":
+        return ("fewer ranks, or more ratings for each",
+                "a smaller -k, fewer ranks, nodes with a faster network, or --algorithm sgd, which sends the items' "
+                "factors alone, while it computes")
+    half = "--factors float16, " if run.record.get("factors_dtype") == "float32" else ""
+    return ("ratings imported with fewer stripes of items (--grid), or fewer ranks",
+            f"{half}a smaller -k, or nodes with a faster network; as many bytes travel on any number of ranks, so more "
+            "ratings for each, or fewer ranks, hide them")
 
 
 def _parts(scene: Scene, run: Run) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dml_hpc.reports.intervals import CONFIDENCE, UNKNOWN_NOISE, least_squares, resampled_medians, student
+from dml_hpc.reports.laws import hockney
 from dml_hpc.reports.quantities import count, duration
 from dml_hpc.reports.runs import Run, exchange_of, work_of
 
@@ -95,6 +96,7 @@ def _predicted(by_ranks: dict[int, list[Run]], weak: bool) -> Prediction | None:
     spread = _room(np.median(fitted_s, axis=0), totals, drawn.sum(axis=2).std(axis=0))
     beyond = np.sqrt(np.log2(np.array(further) / ranks[-1]))
     times_s *= np.exp(spread * beyond * random.standard_normal((DRAWS, 1)))
+    times_s = np.maximum(times_s, _least_s(by_ranks))
     base_s = drawn[:, 0].sum(axis=1)[:, None]
     ideal = np.array([work(p / ranks[0]) * ranks[0] / p for p in further])
     low, middle, high = _interval(times_s, measured)
@@ -103,6 +105,19 @@ def _predicted(by_ranks: dict[int, list[Run]], weak: bool) -> Prediction | None:
         tuple(map(float, one)) for one in (middle, low, high, likely, worst, best))
     return Prediction(tuple(further), seconds, low_s, high_s, efficiency, efficiency_low, efficiency_high, ranks[-1],
                       _basis(by_ranks, split, weak))
+
+
+def _least_s(by_ranks: dict[int, list[Run]]) -> float:
+    """Return what several ranks take at least, as that goes over the wire while they compute; 0 where none is known.
+
+    That is for what is sent to a neighbour, and is as much for any number of ranks: never more than a run has taken.
+    """
+    run = by_ranks[max(by_ranks)][0]
+    fastest_s = min((run.seconds for ranks, runs in by_ranks.items() for run in runs if ranks > 1), default=0.0)
+    alpha, beta = hockney(by_ranks) if run.overlapped else (None, None)
+    if run.exchange is None or run.exchanges is None or alpha is None or beta is None:
+        return 0.0
+    return min(run.exchanges * (run.exchange.messages * alpha + run.exchange.n_bytes * beta), fastest_s)
 
 
 def _hindsight(by_ranks: dict[int, list[Run]], weak: bool) -> str:
@@ -171,7 +186,7 @@ def _parts(by_ranks: dict[int, list[Run]], work: Callable[[float], float], weak:
     working: list[Columns] = [lambda p: (share(p),), lambda p: (share(p), work(p / base) if weak else 1.0)]
     waiting: list[Columns] = [lambda p: (share(p) * (p > 1),), slowest_of(slowest, lambda p: 1.0),
                               slowest_of(slowest, share)]
-    if last.exchange is None or last.exchanges is None:
+    if last.exchange is None or last.exchanges is None or last.overlapped:
         return [working, [lambda p: (math.log2(p),), lambda p: ((p - 1) / p,), lambda p: (p - 1,),
                           lambda p: (math.log2(p), (p - 1) / p)], waiting]
     steps = _growth({p: median(run.exchanges or 1.0 for run in runs) / (by_ranks[base][0].exchanges or 1.0)
@@ -236,9 +251,13 @@ def _basis(by_ranks: dict[int, list[Run]], split: bool, weak: bool) -> str:
                "the records do not say where the time went")
         text = f"{from_} by Amdahl's law alone: {grows}, and a part that stays or grows as log p ({why})"
     else:
-        sums = ("all-reduces that cost messages · α + bytes · β" if last.exchange is not None else
+        what = "exchanges of factors" if last.record.get("command") == "mf" else "all-reduces"
+        sums = ("looking after messages" if last.overlapped else
+                f"{what} that cost messages · α + bytes · β" if last.exchange is not None else
                 "communication that grows as log p, (p − 1)/p or p − 1 does, whichever fits")
         text = (f"{from_}: {grows}, a part that does not, {sums}, and waiting for the slowest rank")
+        if (least_s := _least_s(by_ranks)) > 0:
+            text += f"; no less than the {duration(least_s)} that item factors take on the wire as it was probed"
     repeated = any(len(runs) > 1 for runs in by_ranks.values())
     noise = ("noise as seen in the repeats" if repeated else
              f"noise of {UNKNOWN_NOISE:.0%} taken, as nothing was repeated")

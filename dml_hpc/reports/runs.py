@@ -10,6 +10,7 @@ from typing import NamedTuple
 from dml_hpc.comm.cost import Cost, cost
 from dml_hpc.reports.jobs import is_weak
 from dml_hpc.reports.quantities import Record, number, positive, whole
+from dml_hpc.reports.rated import epoch_exchange
 
 PHASES = ("read", "compute", "communicate", "wait")
 OF_A_RANK = (*PHASES, "rows", "examples", "work_s", "bytes_sent", "peak_bytes", "cpu_s", "major_faults", "disk_bytes",
@@ -46,8 +47,8 @@ class Pair(NamedTuple):
 class Run:
     """One run: ``seconds`` by the clock of its job; what the record lacks is None or empty.
 
-    ``hosts`` and ``per_rank`` hold one of each rank or nothing; ``exchange`` is what the all-reduce of a step pays,
-    and ``exchanges`` how many there were.
+    ``hosts`` and ``per_rank`` hold one of each rank or nothing; ``exchange`` is what the all-reduce of a step pays, or
+    of ``mf`` what an epoch does, and ``exchanges`` how many there were.
     """
 
     ranks: int
@@ -79,6 +80,12 @@ class Run:
         return Phases(busy * shrink, communicate * shrink, wait * shrink, self.seconds - whole_s * shrink)
 
     @property
+    def overlapped(self) -> bool:
+        """Say whether what is sent travels while ranks compute: it then costs what is left of it when they are done."""
+        return (self.exchange is not None and self.record.get("command") == "mf"
+                and self.record.get("algorithm") == "sgd")
+
+    @property
     def size(self) -> float | None:
         """Return how much work the run did, in rows or examples."""
         return positive(self.record, "examples") or positive(self.record, "rows")
@@ -107,8 +114,10 @@ def exchange_of(record: Record, ranks: int, nodes: int) -> tuple[Cost | None, fl
     """Return what the all-reduce of a step pays on ``ranks`` ranks of ``nodes`` nodes, and how many the run made.
 
     Both None where the record does not tell what is sent: other algorithms than ``sync`` and ``local``, sparse
-    exchanges, compressions that are no plain types.
+    exchanges, compressions that are no plain types. Of ``mf`` an epoch is a step.
     """
+    if record.get("command") == "mf":
+        return epoch_exchange(record, ranks, nodes) if ranks <= MOST_RANKS else (None, None)
     parameters, steps = whole(record.get("parameters")), whole(record.get("steps"))
     itemsize = _BYTES_PER_ELEMENT.get(str(record.get("dtype")))
     if record.get("reproducible") is True:

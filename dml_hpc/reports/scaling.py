@@ -158,7 +158,8 @@ def _group(records: Sequence[Record], short: str, left_out: Counter[str]) -> Gro
     told, runs = laws(by_ranks, weak), [run for at in by_ranks.values() for run in at]
     last = sorted(by_ranks[points[-1].ranks], key=lambda run: run.seconds)
     trace = trace_of(last[(len(last) - 1) // 2])
-    return Group(label, short, clock, base, points, verdict(points, weak), stragglers(runs), weak, job(records[0]),
+    said = verdict(points, weak, last[0].overlapped)
+    return Group(label, short, clock, base, points, said, stragglers(runs), weak, job(records[0]),
                  tuple(tuple(run.seconds for run in at) for at in by_ranks.values()), cost(points), told,
                  predict(by_ranks, weak), explain(points, by_ranks, told), (points[-1].ranks, trace) if trace else None)
 

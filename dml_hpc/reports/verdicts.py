@@ -18,8 +18,11 @@ _DOING = {"read": "reading", "compute": "computing", "communicate": "communicati
           "wait": "waiting for the slowest rank", "other": "work outside the time split"}
 
 
-def verdict(points: Sequence[Point], weak: bool) -> str:
-    """Say what the most ranks brought over the fewest, and which phases hold what is missing."""
+def verdict(points: Sequence[Point], weak: bool, overlapped: bool = False) -> str:
+    """Say what the most ranks brought over the fewest, and which phases hold what is missing.
+
+    ``overlapped``: ranks wait for what travels while they compute, too.
+    """
     first, last = points[0], points[-1]
     if first is last:
         return (f"Measured at {count(first.ranks, 'rank')} only ({count(first.repeats, 'run')}): nothing to "
@@ -37,7 +40,7 @@ def verdict(points: Sequence[Point], weak: bool) -> str:
         text += ": little is lost"
     else:
         text += (f": it took {duration(last.seconds - ideal_s)} more than the ideal {duration(ideal_s)}, "
-                 + _limit(first, last))
+                 + _limit(first, last, overlapped))
     best = max(points, key=lambda point: point.speedup)
     if best is not last:
         text += f"; it was fastest at {count(best.ranks, 'rank')}"
@@ -46,7 +49,7 @@ def verdict(points: Sequence[Point], weak: bool) -> str:
     return text + "."
 
 
-def _limit(first: Point, last: Point) -> str:
+def _limit(first: Point, last: Point, overlapped: bool) -> str:
     """Say which phases hold the time above the ideal, in which each phase would shrink as the ideal time does."""
     phases = [phase for phase in PHASES if phase in first.split and phase in last.split]
     if not phases:
@@ -56,7 +59,8 @@ def _limit(first: Point, last: Point) -> str:
     excess["other"] = last.seconds - first.seconds * shrink - sum(excess.values())
     order = sorted(excess, key=lambda phase: -excess[phase])
     # A tenth of the largest is worth naming; what is less limits nothing.
-    text = " + ".join(f"{_DOING[phase]} {duration(excess[phase])}" for phase in order
+    doing = _DOING | ({"wait": "waiting for the slowest rank or for what was on its way"} if overlapped else {})
+    text = " + ".join(f"{doing[phase]} {duration(excess[phase])}" for phase in order
                       if excess[phase] >= 0.1 * excess[order[0]])
     if {"communicate", "wait"} <= set(phases):
         before, after = (point.share("communicate", "wait") for point in (first, last))

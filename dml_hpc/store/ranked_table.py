@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 LINE = np.dtype([("row", "<i8"), ("column", "<i4"), ("rank", "<i4"), ("score", "<f4")])
 """A line of a table: numbers of a user and of an item, the place of the item among the user's, and its score."""
 _SPARE_BYTES = 1 << 20
+_CHUNK_LINES = 1 << 14
 _SPECIAL = re.compile(r'[",\r\n]|^\s|\s$|^$')
 
 
@@ -142,12 +143,16 @@ class Hdf5Table(_Lines):
         file.attrs.update(dml_hpc_version=__version__, **attributes)
         kinds = [h5py.string_dtype() if ids.is_text else np.dtype("<i8") for ids in (self._rows, self._columns)]
         for name, kind in zip(self._names, (*kinds, "<i4", "<f4"), strict=True):
-            file.create_dataset(name, (0,), kind, maxshape=(None,), chunks=(1 << 14,))
+            file.create_dataset(name, (0,), kind, maxshape=(None,), chunks=(_CHUNK_LINES,))
         return file
 
     def append(self, file: Any, data: np.ndarray) -> None:
         """See `Table`."""
         lines = data.view(LINE)
+        for start in range(0, len(lines), _CHUNK_LINES):  # a signal is heard between two calls of HDF5
+            self._append(file, lines[start:start + _CHUNK_LINES])
+
+    def _append(self, file: Any, lines: np.ndarray) -> None:
         values = (self._rows.values[lines["row"]], self._columns.values[lines["column"]], lines["rank"], lines["score"])
         for name, part in zip(self._names, values, strict=True):
             dataset = file[name]

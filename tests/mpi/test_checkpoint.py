@@ -18,6 +18,7 @@ from dml_hpc.errors import AgreedError
 from dml_hpc.layout import split
 from dml_hpc.mpi import on_root
 from dml_hpc.objectives.linear_score import LinearScore
+from dml_hpc.stopping import Asked
 from dml_hpc.store import checkpoint, checkpoint_writer, lock
 from dml_hpc.store.checkpoint_writer import FAILED, WRITING, WRITTEN, Writer
 from dml_hpc.store.every import Every
@@ -25,7 +26,6 @@ from dml_hpc.store.in_memory import InMemory
 from dml_hpc.store.pulse import Pulse
 from dml_hpc.store.saving import Memory, Saving
 from dml_hpc.store.state import State
-from dml_hpc.supervise import Asked
 
 pytestmark = pytest.mark.mpi
 

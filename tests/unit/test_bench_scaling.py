@@ -18,6 +18,8 @@ from data_support import write_dataset
 from test_emulated_cluster import MISSING
 
 from dml_hpc.cli import main
+from dml_hpc.data.ratings.opened import StoredRatings, open_ratings
+from dml_hpc.mpi import Alone
 
 TOOL = Path(sys.executable).parent / "dml-hpc"
 STAND_IN = f"""#!{sys.executable} -S
@@ -35,8 +37,8 @@ number = len(open(here + "/calls").readlines())
 if os.path.exists(here + "/trouble"):
     exec(open(here + "/trouble").read())
 with open(words[words.index("--record") + 1], "w") as record:
-    json.dump({{"command": words[0], "ranks": ranks, "seconds": 9.0, "work_s": 8.0 / ranks, "data": "d", "rows": 8,
-               "arguments": words}}, record)
+    json.dump({{"command": words[0], "ranks": ranks, "seconds": 9.0, "work_s": 8.0 / ranks, "rows": 8,
+               "data": words[-1] if words[0] == "mf" else "d", "arguments": words}}, record)
 """
 
 
@@ -140,6 +142,70 @@ def test_weak_scaling_leaves_over_what_cannot_be_shared_out(here):
     assert [sum("part-" in word for word in call["words"]) for call in calls()[:2]] == [2, 6]
 
 
+@pytest.fixture
+def rated(here) -> Path:
+    """A folder to work in, with ratings ``r`` in stripes of 7 × 3 and 3 shards, their ids words and numbers."""
+    rng = np.random.default_rng(3)
+    Path("r.csv").write_text("who,what,how\n" + "".join(
+        f"u{user},{item},{rng.integers(1, 6)}\n" for user in range(210) for item in rng.choice(12, 4, replace=False)))
+    with redirect_stdout(StringIO()):
+        assert main(["data", "import", "r.csv", "-o", "r", "--user", "who", "--item", "what", "--rating", "how",
+                     "--grid", "7x3", "--shards", "3"]) == 0
+    return here
+
+
+def triples(path: Path) -> tuple[set[tuple[str, int, float]], StoredRatings]:
+    """Return what a data set of ratings holds, (user, item, rating), and the data set."""
+    ratings, found = open_ratings(Alone(), path), set()
+    users, items = ratings.user_ids(), ratings.item_ids()
+    for u, first in enumerate(ratings.grid.user_bounds[:-1]):
+        for i, start in enumerate(ratings.grid.item_bounds[:-1]):
+            block = ratings.block(u, i)
+            found |= set(zip(users[first + block.users].tolist(), items[start + block.items].tolist(),
+                             block.ratings.tolist(), strict=True))
+    assert len(found) == ratings.grid.ratings
+    return found, ratings
+
+
+def test_weak_scaling_gives_each_rank_as_many_users_with_all_their_ratings(rated):
+    Path("../trouble").write_text("import shutil; shutil.copytree(words[-1], f'{here}/seen-{ranks}',"
+                                  "dirs_exist_ok=True)")
+    done = measured("--weak", "--ranks", "1,3", "--repeats", 1, "--", "mf", "-k", 2, "r")
+    assert done.returncode == 0, done.stderr
+    assert "each rank has 2 stripes of users, about 60 users and" in done.stdout
+    assert "of the same 12 items; 1 of 7 are left over" in done.stdout
+    everything, whole = triples(Path("r"))
+    seen = {ranks: triples(Path(f"../seen-{ranks}")) for ranks in (1, 3)}
+    for found, part in seen.values():
+        own = set(part.user_ids().tolist())
+        assert found == {one for one in everything if one[0] in own}
+        np.testing.assert_array_equal(part.item_ids(), whole.item_ids())
+        assert part.grid.mean == pytest.approx(np.mean([rating for _, _, rating in found]))
+    assert len(seen[3][1].user_ids()) == 3 * len(seen[1][1].user_ids()) == 180
+    assert len(seen[3][0]) == pytest.approx(3 * len(seen[1][0]), rel=0.05)
+    told = records()
+    assert {one["scaling"] for one in told} == {"weak"} and {one["data"] for one in told} == {"r"}
+    assert {one["arguments"][-1] for one in told} == {"r"}
+    assert sorted(os.listdir()) == ["d", "dml_hpc.py", "r", "r.csv", "scaling.jsonl"], "parts of the ratings are gone"
+    assert main(["data", "verify", "../seen-1", "../seen-3"]) == 0
+
+
+def test_all_ratings_are_taken_as_they_are_where_no_stripe_is_left_over(rated):
+    assert measured("--weak", "--ranks", "1,7", "--repeats", 1, "--", "mf", "r").returncode == 0
+    assert [call["words"][-1] == "r" for call in calls()] == [False, True, False, True]
+
+
+def test_too_few_or_unequal_stripes_of_users_are_refused_for_weak_scaling(rated):
+    done = measured("--weak", "--ranks", "1,8", "--", "mf", "r")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1) and "--grid 8x16" in done.stderr
+    Path("r.csv").write_text("u,i\n" + "".join(f"{n},{n}\n" for n in range(50)) + "".join(
+        f"0,{n}\n" for n in range(50, 90)))
+    with redirect_stdout(StringIO()):
+        assert main(["data", "import", "r.csv", "-o", "heavy", "--user", "u", "--item", "i", "--grid", "4x2"]) == 0
+    done = measured("--weak", "--ranks", "1,4", "--", "mf", "heavy")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1) and "too unequal" in done.stderr
+
+
 REFUSED = [
     (["--", "train", "d"], "give --ranks"),
     (["--ranks", "1,two", "--", "train", "d"], "such as 1,2,4"),
@@ -165,7 +231,8 @@ REFUSED = [
     (["--ranks", "1", "--record", "nowhere/r.jsonl", "--", "train", "d"], "mkdir -p"),
     (["--ranks", "1", "--record", "d/manifest.json", "--", "train", "d"], "something else than run records"),
     (["--ranks", "1", "--weak", "--", "allreduce"], "--weak"),
-    (["--ranks", "1", "--weak", "--", "mf", "d"], "of its own for each number of ranks"),
+    (["--ranks", "1", "--weak", "--", "mf", "d"], "holds rows of features"),
+    (["--ranks", "1", "--weak", "--", "mf", "d", "--test", "d"], "leave it out"),
     (["--ranks", "1", "--weak", "--", "train", "d", "--steps", "5"], "--epochs"),
     (["--ranks", "1", "--weak", "--", "train", "nowhere"], "nowhere does not exist"),
     (["--ranks", "1,9", "--weak", "--", "train", "d"], "dml-hpc data merge d -o NEW --shards 9"),

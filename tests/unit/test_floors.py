@@ -9,15 +9,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FLOORS = [
-    {"errors", "layout", "files", "console", "launch", "launchers", "signals", "supervise", "watch", "watched",
-     "survival", "mpi", "memory", "config", "device", "cuda", "usage"},
+    {"errors", "layout", "files", "console", "launch", "launchers", "signals", "stopping", "supervise", "watch",
+     "watched", "survival", "mpi", "memory", "config", "device", "cuda", "usage"},
     {"kernels"},
     {"data"},
     {"comm", "objectives", "optim", "store"},
     {"trainers", "decomposition"},
     {"reports", "checks", "batch"},
     {"commands"},
-    {"cli", "verb", "parameters", "inner", "__main__"},
+    {"cli", "verbs", "verb", "parameters", "inner", "__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted([*(ROOT / "dml_hpc").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])

@@ -13,12 +13,12 @@ import pytest
 
 from dml_hpc.errors import AgreedError, Stopped
 from dml_hpc.mpi import Alone
+from dml_hpc.stopping import AGAIN_S, Asked
 from dml_hpc.store import checkpoint, checkpoint_writer
 from dml_hpc.store.checkpoint_writer import IDLE, Writer
 from dml_hpc.store.every import Every
 from dml_hpc.store.saving import Memory, Saving
 from dml_hpc.store.state import State
-from dml_hpc.supervise import AGAIN_S, Asked
 
 
 class One(Alone):
@@ -277,7 +277,7 @@ def test_the_first_signal_is_noted_and_a_second_term_is_obeyed_at_once(signals, 
     asked = Asked.on_signals()
     assert asked() == 0
     now = [100.0]
-    monkeypatch.setattr("dml_hpc.supervise.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dml_hpc.stopping.time.monotonic", lambda: now[0])
     signal.raise_signal(signal.SIGTERM)
     now[0] += AGAIN_S / 2
     signal.raise_signal(signal.SIGTERM)  # the same one, which came by another way
@@ -292,7 +292,7 @@ def test_the_first_signal_is_noted_and_a_second_term_is_obeyed_at_once(signals, 
 def test_a_warning_is_no_reason_to_stop_at_once(signals, monkeypatch):
     asked = Asked.on_signals()
     now = [100.0]
-    monkeypatch.setattr("dml_hpc.supervise.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dml_hpc.stopping.time.monotonic", lambda: now[0])
     for _ in range(3):
         signal.raise_signal(signal.SIGUSR1)
         now[0] += 2 * AGAIN_S

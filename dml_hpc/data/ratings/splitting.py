@@ -1,4 +1,4 @@
-"""Split ratings into those to learn from and those held out, with the same users, items and grid."""
+"""Split ratings into those to learn from and those held out, or take those of some users; blocks stay as they are."""
 
 from __future__ import annotations
 
@@ -59,6 +59,19 @@ def split_ratings(comm: Intracomm | Alone, ratings: StoredRatings, output: Path,
             "train_rows": manifests["train"].rows,
             "test_rows": manifests["test"].rows, "compression": compression, "output": str(output),
             "work_s": round(time.perf_counter() - started, 6)}
+
+
+def write_first(ratings: StoredRatings, output: Path, stripes: int) -> None:
+    """Write the ratings of the first ``stripes`` stripes of users, with these users and all items, to a folder.
+
+    What is left is cut as it was: blocks are copied as they are. Not collective. Raises `UserError`, or `AgreedError`.
+    """
+    grid, manifest = ratings.grid, ratings.dataset.manifest
+    bounds = grid.user_bounds[:stripes + 1]
+    cut = Cut(bounds, grid.item_bounds, ratings.user_ids()[:int(bounds[-1])], ratings.item_ids())
+    form = Form(manifest.label.name, ratings.weighted, ratings.timed, min(len(manifest.shards), stripes),
+                manifest.compression, {**manifest.source, "first_stripes": stripes})
+    write_ratings(Alone(), output, Parts(lambda u: stripe_of(ratings, u)), cut, form)
 
 
 def stripe_of(ratings: StoredRatings, u: int) -> Stripe:

@@ -1,0 +1,1 @@
+"""What each verb accepts: options to arguments of its command's ``run``, nothing else."""
