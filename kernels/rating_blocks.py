@@ -55,6 +55,32 @@ def next_order(keys, buckets, order, out):
 
 
 @njit(cache=True, nogil=True)
+def spread(order, stops, users, items, apart, choice):
+    """Reorder ``order`` (n,) int64, places of ratings: of ``apart`` in a row no two shall have a user or item in common.
+
+    Tiles end before each of ``stops`` (tiles,) int64, and ratings stay in theirs. In the place of one that has
+    something in common with those before it comes the first of the ``choice`` that follow which has not, if any.
+    """
+    last_users, last_items = np.empty(apart - 1, users.dtype), np.empty(apart - 1, items.dtype)
+    start = 0
+    for stop in stops:
+        last_users[:] = -1
+        last_items[:] = -1
+        for n in range(start, stop):
+            chosen = n
+            for candidate in range(n, min(n + choice, stop)):
+                u, i, meets = users[order[candidate]], items[order[candidate]], False
+                for before in range(apart - 1):
+                    meets |= last_users[before] == u or last_items[before] == i
+                if not meets:
+                    chosen = candidate
+                    break
+            order[n], order[chosen] = order[chosen], order[n]
+            last_users[n % (apart - 1)], last_items[n % (apart - 1)] = users[order[n]], items[order[n]]
+        start = stop
+
+
+@njit(cache=True, nogil=True)
 def mark_last(starts, times, kept):
     """Mark in ``kept`` (n,) bool which ratings count, of each pair that of the greatest time, of several the last.
 

@@ -83,6 +83,17 @@ def _fetch(builder, row, lanes):
         builder.call(hint, [builder.bitcast(row.place(lane), byte), word(1), word(3), word(1)])
 
 
+@intrinsic
+def row_fetch(typing_context, p, i, lanes):
+    """Prefetch the row of ``p`` at element ``i``."""
+
+    def emit(context, builder, signature, arguments):
+        _fetch(builder, _Row(context, builder, signature.args[0], *arguments[:2]), len(lanes))
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, lanes), emit
+
+
 def _step(builder, a, b, lanes, keep_a, gain_a, keep_b, gain_b):
     for lane in range(lanes):
         old_a, old_b = a.load(lane), b.load(lane)

@@ -34,7 +34,7 @@ from dml_hpc.kernels.fours import (
     summed,
 )
 from dml_hpc.kernels.losses import FAST
-from dml_hpc.kernels.rating_rows import LANES, four_fetch, four_products, four_steps, row_product, row_step
+from dml_hpc.kernels.rating_rows import LANES, four_fetch, four_products, four_steps, row_fetch, row_product, row_step
 
 MOST_LANES = 8
 """Sixteens of a row that are computed without a loop."""
@@ -44,7 +44,10 @@ BIAS_STEP = np.float32(0.3)
 With as large steps biases stay noisy, and predictions are 1 to 3 % worse; half or twice this makes no difference.
 """
 _BOTH = 2 * COUNT
-_AHEAD = 4 * COUNT
+_PLACE = np.uintp
+"""Of what is no negative number: else each access would ask whether to count from the end."""
+_ONE, _TWO = _PLACE(1), _PLACE(2)
+_AHEAD = 5 * COUNT
 """How many ratings ahead rows are fetched."""
 
 
@@ -89,63 +92,88 @@ def sgd(users, items, ratings, weights, p, q, b, c, p_squares, q_squares, lanes,
     Juan and Lin, *A learning-rate schedule for stochastic gradient methods to matrix factorization*, PAKDD 2015). None:
     all steps are ``step_size``. The numbers after ``more`` are float32, but ``first``.
 
-    Four ratings in a row whose users and items all differ are computed at once, and while their steps are taken, the
-    products of the next four, if these have none of their rows: what is computed for each rating is the same.
+    With AdaGrad four ratings in a row whose users and items all differ are computed at once, and while their steps are
+    taken, the products of the next four, if these have none of their rows: each rating's numbers are as if one came after
+    the other.
     """
-    count, width, total = len(ratings), np.int64(len(lanes) * LANES * (1 + len(more))), 0.0
-    one, inverse = np.float32(1), np.float32(1) / scale
-    mean_of = one / np.float32(width)
+    total = 0.0
     for turn in range(2):
-        start, stop = (first, count) if turn == 0 else (0, first)
-        by_fours = start + (stop - start) // COUNT * COUNT
-        ready = False
-        u, i, product = next_u, next_i, next_product = (0, 0, 0, 0), (0, 0, 0, 0), filled(one)
-        for n in range(start, by_fours, COUNT):
-            ahead = min(n + _AHEAD, count - COUNT)
-            four_fetch(p, places(users, ahead), q, places(items, ahead), width, lanes)
-            if ready:
-                u, i, product = next_u, next_i, next_product
-            elif distinct(users, n, COUNT) and distinct(items, n, COUNT):
-                u, i = places(users, n), places(items, n)
-                product = _four_products(p, u, q, i, width, lanes, more)
-            else:
-                for m in range(n, n + COUNT):
-                    total += _step(m, users, items, ratings, weights, p, q, b, c, p_squares, q_squares, lanes, more,
-                                   mean, inverse, step_size, l2, bias_l2)
-                continue
-            ready = n + _BOTH <= by_fours and distinct(users, n, _BOTH) and distinct(items, n, _BOTH)
-            if ready:
-                next_u, next_i = places(users, n + COUNT), places(items, n + COUNT)
-                next_product = _four_products(p, next_u, q, next_i, width, lanes, more)
-            e = (loaded(ratings, n) - mean) * inverse - product
-            if b is not None:
-                own_b, own_c = gathered(b, u), gathered(c, i)
-                e -= own_b + own_c
-            weight = filled(one) if weights is None else loaded(weights, n)
-            loss = weight * e * e
-            total += summed(loss)
-            step_p, step_q = step_size * weight, step_size * weight
-            if p_squares is not None:
-                (p_sum, pp), (q_sum, qq) = gathered_pairs(p_squares, u), gathered_pairs(q_squares, i)
-                share = loss * (weight * mean_of)
-                p_sum, q_sum = p_sum + share * qq, q_sum + share * pp
-                step_p /= root(one + p_sum)
-                step_q /= root(one + q_sum)
-            keep_p, gain_p, keep_q, gain_q = one - step_p * l2, step_p * e, one - step_q * l2, step_q * e
-            four_steps(p, u, q, i, width, 0, keep_p, gain_p, keep_q, gain_q, lanes)
-            for piece in range(len(more)):
-                there = (piece + 1) * MOST_LANES * LANES
-                four_steps(p, u, q, i, width, there, keep_p, gain_p, keep_q, gain_q, lanes)
-            if p_squares is not None:
-                twice = product + product
-                scattered_pairs(p_squares, u, p_sum, keep_p * (keep_p * pp + gain_p * twice) + gain_p * gain_p * qq)
-                scattered_pairs(q_squares, i, q_sum, keep_q * (keep_q * qq + gain_q * twice) + gain_q * gain_q * pp)
-            if b is not None:
-                scattered(b, u, own_b + BIAS_STEP * step_p * (e - bias_l2 * own_b))
-                scattered(c, i, own_c + BIAS_STEP * step_q * (e - bias_l2 * own_c))
-        for m in range(by_fours, stop):
-            total += _step(m, users, items, ratings, weights, p, q, b, c, p_squares, q_squares, lanes, more,
-                           mean, inverse, step_size, l2, bias_l2)
+        start, stop = (first, len(ratings)) if turn == 0 else (0, first)
+        if p_squares is None:
+            total += _one_by_one(start, stop, users, items, ratings, weights, p, q, b, c, p_squares, q_squares, lanes,
+                                 more, mean, np.float32(1) / scale, step_size, l2, bias_l2)
+        else:
+            total += _by_fours(start, stop, users, items, ratings, weights, p, q, b, c, p_squares, q_squares, lanes,
+                               more, mean, np.float32(1) / scale, step_size, l2, bias_l2)
+    return total
+
+
+@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+def _one_by_one(start, stop, users, items, ratings, weights, p, q, b, c, p_squares, q_squares, lanes, more, mean,
+                inverse, step_size, l2, bias_l2):
+    """Take the steps of ratings ``start`` … ``stop`` − 1; return the sum of w·e²."""
+    width, total = np.int64(len(lanes) * LANES * (1 + len(more))), 0.0
+    last = _PLACE(max(stop - 1, 0))
+    for n in range(_PLACE(start), _PLACE(stop)):
+        ahead = min(n + _PLACE(_AHEAD), last)
+        row_fetch(p, np.int64(users[ahead]) * width, lanes)
+        row_fetch(q, np.int64(items[ahead]) * width, lanes)
+        total += _step(n, users, items, ratings, weights, p, q, b, c, p_squares, q_squares, lanes, more, mean, inverse,
+                       step_size, l2, bias_l2)
+    return total
+
+
+@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+def _by_fours(start, stop, users, items, ratings, weights, p, q, b, c, p_squares, q_squares, lanes, more, mean, inverse,
+              step_size, l2, bias_l2):
+    """The same by fours, with AdaGrad."""
+    width, total = np.int64(len(lanes) * LANES * (1 + len(more))), 0.0
+    one, mean_of, last = np.float32(1), np.float32(1) / np.float32(width), stop - COUNT
+    by_fours = start + (stop - start) // COUNT * COUNT
+    ready = False
+    u, i, product = next_u, next_i, next_product = (0, 0, 0, 0), (0, 0, 0, 0), filled(one)
+    for n in range(start, by_fours, COUNT):
+        ahead = min(n + _AHEAD, last)
+        four_fetch(p, places(users, ahead), q, places(items, ahead), width, lanes)
+        if ready:
+            u, i, product = next_u, next_i, next_product
+        elif distinct(users, n, COUNT) and distinct(items, n, COUNT):
+            u, i = places(users, n), places(items, n)
+            product = _four_products(p, u, q, i, width, lanes, more)
+        else:
+            for m in range(_PLACE(n), _PLACE(n + COUNT)):
+                total += _step(m, users, items, ratings, weights, p, q, b, c, p_squares, q_squares, lanes, more,
+                               mean, inverse, step_size, l2, bias_l2)
+            continue
+        ready = n + _BOTH <= by_fours and distinct(users, n, _BOTH) and distinct(items, n, _BOTH)
+        if ready:
+            next_u, next_i = places(users, n + COUNT), places(items, n + COUNT)
+            next_product = _four_products(p, next_u, q, next_i, width, lanes, more)
+        e = (loaded(ratings, n) - mean) * inverse - product
+        if b is not None:
+            own_b, own_c = gathered(b, u), gathered(c, i)
+            e -= own_b + own_c
+        weight = filled(one) if weights is None else loaded(weights, n)
+        loss = weight * e * e
+        total += summed(loss)
+        (p_sum, pp), (q_sum, qq) = gathered_pairs(p_squares, u), gathered_pairs(q_squares, i)
+        share = loss * (weight * mean_of)
+        p_sum, q_sum = p_sum + share * qq, q_sum + share * pp
+        step_p, step_q = step_size * weight / root(one + p_sum), step_size * weight / root(one + q_sum)
+        keep_p, gain_p, keep_q, gain_q = one - step_p * l2, step_p * e, one - step_q * l2, step_q * e
+        four_steps(p, u, q, i, width, 0, keep_p, gain_p, keep_q, gain_q, lanes)
+        for piece in range(len(more)):
+            there = (piece + 1) * MOST_LANES * LANES
+            four_steps(p, u, q, i, width, there, keep_p, gain_p, keep_q, gain_q, lanes)
+        twice = product + product
+        scattered_pairs(p_squares, u, p_sum, keep_p * (keep_p * pp + gain_p * twice) + gain_p * gain_p * qq)
+        scattered_pairs(q_squares, i, q_sum, keep_q * (keep_q * qq + gain_q * twice) + gain_q * gain_q * pp)
+        if b is not None:
+            scattered(b, u, own_b + BIAS_STEP * step_p * (e - bias_l2 * own_b))
+            scattered(c, i, own_c + BIAS_STEP * step_q * (e - bias_l2 * own_c))
+    for m in range(_PLACE(by_fours), _PLACE(stop)):
+        total += _step(m, users, items, ratings, weights, p, q, b, c, p_squares, q_squares, lanes, more,
+                       mean, inverse, step_size, l2, bias_l2)
     return total
 
 
@@ -154,8 +182,8 @@ def _step(n, users, items, ratings, weights, p, q, b, c, p_squares, q_squares, l
           l2, bias_l2):
     """Take the step for rating ``n``; return its w·e²."""
     width, one = np.int64(len(lanes) * LANES * (1 + len(more))), np.float32(1)
-    u, i = np.int64(users[n]), np.int64(items[n])
-    at, to = u * width, i * width
+    u, i = _PLACE(users[n]), _PLACE(items[n])
+    at, to = np.int64(u) * width, np.int64(i) * width
     product = _product(p, at, q, to, lanes, more)
     e = (ratings[n] - mean) * inverse - product
     if b is not None:
@@ -164,12 +192,12 @@ def _step(n, users, items, ratings, weights, p, q, b, c, p_squares, q_squares, l
     loss = weight * e * e
     step_p, step_q = step_size * weight, step_size * weight
     if p_squares is not None:
-        pp, qq = p_squares[2 * u + 1], q_squares[2 * i + 1]
+        pp, qq = p_squares[_TWO * u + _ONE], q_squares[_TWO * i + _ONE]
         share = loss * (weight / np.float32(width))
-        p_squares[2 * u] += share * qq
-        q_squares[2 * i] += share * pp
-        step_p /= np.float32(math.sqrt(one + p_squares[2 * u]))
-        step_q /= np.float32(math.sqrt(one + q_squares[2 * i]))
+        p_squares[_TWO * u] += share * qq
+        q_squares[_TWO * i] += share * pp
+        step_p /= np.float32(math.sqrt(one + p_squares[_TWO * u]))
+        step_q /= np.float32(math.sqrt(one + q_squares[_TWO * i]))
     keep_p, gain_p, keep_q, gain_q = one - step_p * l2, step_p * e, one - step_q * l2, step_q * e
     row_step(p, at, q, to, keep_p, gain_p, keep_q, gain_q, lanes)
     for piece in range(len(more)):
@@ -177,8 +205,8 @@ def _step(n, users, items, ratings, weights, p, q, b, c, p_squares, q_squares, l
         row_step(p, at + there, q, to + there, keep_p, gain_p, keep_q, gain_q, lanes)
     if p_squares is not None:
         twice = product + product
-        p_squares[2 * u + 1] = keep_p * (keep_p * pp + gain_p * twice) + gain_p * gain_p * qq
-        q_squares[2 * i + 1] = keep_q * (keep_q * qq + gain_q * twice) + gain_q * gain_q * pp
+        p_squares[_TWO * u + _ONE] = keep_p * (keep_p * pp + gain_p * twice) + gain_p * gain_p * qq
+        q_squares[_TWO * i + _ONE] = keep_q * (keep_q * qq + gain_q * twice) + gain_q * gain_q * pp
     if b is not None:
         b[u] += BIAS_STEP * step_p * (e - bias_l2 * b[u])
         c[i] += BIAS_STEP * step_q * (e - bias_l2 * c[i])

@@ -16,7 +16,7 @@ from dml_hpc.cli import main
 from dml_hpc.data.ratings.cutting import numbering
 from dml_hpc.data.ratings.ids import FILE, Ids
 from dml_hpc.data.ratings.opened import MemoryRatings, StoredRatings, open_ratings
-from dml_hpc.data.ratings.order import TILE_BITS
+from dml_hpc.data.ratings.order import APART, TILE_BITS
 from dml_hpc.data.verification.verify import verify
 from dml_hpc.errors import AgreedError, UserError
 from dml_hpc.mpi import Alone
@@ -272,6 +272,20 @@ def test_a_block_lies_tile_by_tile_and_at_random_in_each() -> None:
     # Some 3000 ratings of 2048 users: hardly ever the same user next to itself, and as often up as down.
     steps = np.diff(block.users[own])
     assert (steps == 0).mean() < 0.01 and 0.45 < (steps > 0).mean() < 0.55
+
+
+def test_ratings_that_lie_together_share_no_user_and_no_item() -> None:
+    """As far as there are others to lie between them: no item has an eighth of a block's ratings here."""
+    popularity = np.arange(1, 701) ** -0.7
+    users, items = RNG.integers(0, 3000, 40_000), RNG.choice(700, 40_000, p=popularity / popularity.sum())
+    pairs = np.unique(users * 1000 + items)
+    ratings = MemoryRatings(pairs // 1000, pairs % 1000, np.ones(len(pairs)), shape=(2, 2))
+    for u, i in np.ndindex(2, 2):
+        block = ratings.block(u, i)
+        for numbers in (block.users, block.items):
+            for apart in range(1, APART):
+                assert (numbers[apart:] == numbers[:-apart]).mean() < 0.002, apart
+    assert sum(len(ratings.block(u, i).ratings) for u, i in np.ndindex(2, 2)) == len(pairs)
 
 
 @pytest.mark.parametrize("stripes", [1, 7, 16])

@@ -7,6 +7,9 @@ import numpy as np
 TILE_BITS = 11
 """Factors of so many users (2^this) and as many items stay in a processor's cache together."""
 HASH_BITS = 16
+APART, CHOICE = 8, 64
+"""Of so many ratings in a row no two share a user or an item, as far as one that does can be exchanged with one of so
+many that follow: `dml_hpc.kernels.rating_sgd` works on four while it looks at the next four."""
 SHUFFLE = 3
 """What a stream of random numbers is for; see `dml_hpc.data.ratings.cutting`."""
 
@@ -25,19 +28,24 @@ def stored_order(users: np.ndarray, items: np.ndarray, n_users: int, item_bounds
     """Return the places (n,) int64 of ratings, which are in the order of `pair_order`, each pair once, as stored.
 
     Blocks come in the order of their item stripes. A block is cut into tiles of users and items, whose factors stay in
-    cache; in a tile ratings come at random, by a hash of the pair, so that no step of stochastic gradient descent waits
-    for the factors that the step before it has changed, as those of one user after the other would.
+    cache; in a tile ratings come at random, by a hash of the pair, and those that share a user or an item are kept
+    `APART`, so that no step of stochastic gradient descent waits for the factors that the step before it has changed, as
+    those of one user after the other would.
     """
     from dml_hpc.kernels.random import stream
-    from dml_hpc.kernels.rating_blocks import hash_pairs
+    from dml_hpc.kernels.rating_blocks import hash_pairs, spread
 
     stripe = stripes_of(items, item_bounds)
     within = items - item_bounds[stripe]
     hashes = np.empty(len(users), np.int32)
     hash_pairs(users, items, stream(0, SHUFFLE), HASH_BITS, hashes)
     width = int(np.diff(item_bounds).max())
-    return _sorted([(hashes, 1 << HASH_BITS), (within >> TILE_BITS, (width >> TILE_BITS) + 1),
-                    (users >> TILE_BITS, (n_users >> TILE_BITS) + 1), (stripe, len(item_bounds) - 1)])
+    tiles = [(within >> TILE_BITS, (width >> TILE_BITS) + 1), (users >> TILE_BITS, (n_users >> TILE_BITS) + 1),
+             (stripe, len(item_bounds) - 1)]
+    order = _sorted([(hashes, 1 << HASH_BITS), *tiles])
+    changes = sum((np.diff(numbers[order]) != 0 for numbers, _ in tiles), np.zeros(max(len(order) - 1, 0), bool))
+    spread(order, np.append(np.flatnonzero(changes) + 1, len(order)), users, items, APART, CHOICE)
+    return order
 
 
 def _sorted(keys: list[tuple[np.ndarray, int]]) -> np.ndarray:
