@@ -29,8 +29,8 @@ def stored_order(users: np.ndarray, items: np.ndarray, n_users: int, item_bounds
 
     Blocks come in the order of their item stripes. A block is cut into tiles of users and items, whose factors stay in
     cache; in a tile ratings come at random, by a hash of the pair, and those that share a user or an item are kept
-    `APART`, so that no step of stochastic gradient descent waits for the factors that the step before it has changed, as
-    those of one user after the other would.
+    `APART`, so that no step of stochastic gradient descent waits for the factors that the step before it has changed,
+    as those of one user after the other would.
     """
     from dml_hpc.kernels.random import stream
     from dml_hpc.kernels.rating_blocks import hash_pairs, spread
