@@ -93,8 +93,8 @@ def sgd(users, items, ratings, weights, p, q, b, c, p_squares, q_squares, lanes,
     all steps are ``step_size``. The numbers after ``more`` are float32, but ``first``.
 
     With AdaGrad four ratings in a row whose users and items all differ are computed at once, and while their steps are
-    taken, the products of the next four, if these have none of their rows: each rating's numbers are as if one came after
-    the other.
+    taken, the products of the next four, if these have none of their rows: each rating's numbers are as if one came
+    after the other.
     """
     total = 0.0
     for turn in range(2):

@@ -213,29 +213,43 @@ class Sgd:
         if self.carousel is None:
             return
         carousel, strata, clock = self.carousel, self.strata, self.clock
-        places = [(u, strata.place(u)) for u in self.own]
         clock.start()
         carousel.start()
-        for stratum in range(strata.length):
-            running: list[tuple[int, int, Future]] = []
-            for u, place in places:
-                i = strata.item(place, stratum)
+        if pool is not None:
+            self._turn_of_threads(work, met, pool, carousel)
+        else:
+            for u, stratum in (strata.in_turn if carousel.messages else strata.in_sweeps)(self.comm.rank):
+                i = strata.item(strata.place(u), stratum)
                 if i is None:
                     continue
                 rows = carousel.stripe(i)
                 clock.lap("wait")
                 block = self._blocks.get(u, i)
                 clock.lap("read")
-                if pool is not None:
-                    running.append((u, i, pool.submit(work, u, i, rows, block)))
-                else:
-                    met(u, work(u, i, rows, block))
-                    clock.lap("compute")
-                    if u == self.own.start:
-                        carousel.leave(i)
-                    if u == self.own.start or carousel.messages:
-                        carousel.progress()
-                        clock.lap("communicate")
+                met(u, work(u, i, rows, block))
+                clock.lap("compute")
+                if u == self.own.start:
+                    carousel.leave(i)
+                if u == self.own.start or carousel.messages:
+                    carousel.progress()
+                    clock.lap("communicate")
+        carousel.finish()
+        clock.lap("wait")
+
+    def _turn_of_threads(self, work: Callable[[int, int, Rows, Block], float], met: Callable[[int, float], None],
+                         pool: ThreadPoolExecutor, carousel: Carousel) -> None:
+        strata, clock = self.strata, self.clock
+        for stratum in range(strata.length):
+            running: list[tuple[int, int, Future]] = []
+            for u in self.own:
+                i = strata.item(strata.place(u), stratum)
+                if i is None:
+                    continue
+                rows = carousel.stripe(i)
+                clock.lap("wait")
+                block = self._blocks.get(u, i)
+                clock.lap("read")
+                running.append((u, i, pool.submit(work, u, i, rows, block)))
             for u, i, future in running:
                 while carousel.messages and not wait([future], POLL_S).done:
                     carousel.progress()
@@ -245,8 +259,6 @@ class Sgd:
                     carousel.progress()
             if running:
                 clock.lap("compute")
-        carousel.finish()
-        clock.lap("wait")
 
     def state(self) -> State:
         """Return what `restore` needs; between passes."""

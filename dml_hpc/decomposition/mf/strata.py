@@ -57,6 +57,32 @@ class Strata:
         found = (place + stratum) % self.length
         return found if found < self.items else None
 
+    def in_turn(self, rank: int) -> Iterator[tuple[int, int]]:
+        """Yield (user stripe, stratum) of a rank's blocks stratum by stratum, from its first place on.
+
+        What leaves a rank does so early in a stratum, and has the rest of it to travel.
+        """
+        yield from ((u, stratum) for stratum in range(self.length) for u in self.own(rank))
+
+    def in_sweeps(self, rank: int) -> Iterator[tuple[int, int]]:
+        """Yield the same in an order in which the factors of a stripe of users stay in cache for many blocks.
+
+        From the last place to the first, each stripe of users takes as many strata in a row as item stripes have come
+        for from the place above it. The last place, to which they come from another rank, is let go ahead of the first
+        by as many strata as two places with users are apart at least: further, and ranks could wait in a circle. Every
+        stripe meets the others in the order of `in_turn`, so the results are the same.
+        """
+        own = self.own(rank)
+        apart = [self.place(u + 1) - self.place(u) for u in range(self.users)]
+        done = dict.fromkeys(own, 0)
+        while min(done.values(), default=self.length) < self.length:
+            until = done[own.start] + min(apart)
+            for u in reversed(own):
+                until = min(self.length, until)
+                yield from ((u, stratum) for stratum in range(done[u], until))
+                done[u] = max(done[u], until)
+                until = done[u] + apart[u - 1]
+
     def leaving(self, rank: int) -> Iterator[tuple[int, int]]:
         """Yield (stratum, item stripe) of all that leave a rank after a stratum, in their order."""
         yield from self._passing(self.places(rank).start)
