@@ -56,7 +56,7 @@ def next_order(keys, buckets, order, out):
 
 @njit(cache=True, nogil=True)
 def spread(order, stops, users, items, apart, choice):
-    """Reorder ``order`` (n,) int64, places of ratings: no two of ``apart`` in a row shall have a user or item in common.
+    """Reorder ``order`` (n,) int64, places of ratings: no two of ``apart`` in a row shall share a user or item.
 
     Tiles end before each of ``stops`` (tiles,) int64, and ratings stay in theirs. In the place of one that has
     something in common with those before it comes the first of the ``choice`` that follow which has not, if any.

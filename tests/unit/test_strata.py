@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -59,4 +61,4 @@ def test_sweeps_change_users_seldom(ranks, most):
     """Of 32 strata: in turn each of a rank's stripes of users would be taken up 32 times."""
     strata = Strata(np.ones((16, 32)), ranks)
     order = [u for u, _ in strata.in_sweeps(0)]
-    assert 1 + sum(one != other for one, other in zip(order, order[1:], strict=False)) <= most
+    assert 1 + sum(one != other for one, other in pairwise(order)) <= most
