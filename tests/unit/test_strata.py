@@ -12,13 +12,13 @@ from dml_hpc.decomposition.mf.strata import Strata
 pytestmark = pytest.mark.maths
 
 
-def met(strata: Strata, ranks: int, order: str, seed: int) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
-    """Let ranks work at random speeds, each in its order, on item stripes that have been where they come from.
+def met(strata: Strata, orders: list[str], seed: int) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
+    """Let ranks work at random speeds, each in its of the orders, on item stripes that have been where they come from.
 
     Returns the item stripes that each stripe of users has met, and the other way round.
     """
     rng = np.random.default_rng(seed)
-    left = [list(getattr(strata, order)(rank)) for rank in range(ranks)]
+    left = [list(getattr(strata, order)(rank)) for rank, order in enumerate(orders)]
     users_at = {strata.place(u): u for u in range(strata.users)}
     done: set[tuple[int, int]] = set()
     by_user: dict[int, list[int]] = {u: [] for u in range(strata.users)}
@@ -51,8 +51,9 @@ def test_every_order_comes_to_an_end_and_stripes_meet_in_the_same(seed):
     rng = np.random.default_rng(seed)
     ranks = int(rng.integers(1, 22))
     strata = Strata(rng.integers(0, 100, (rng.integers(1, 20), rng.integers(1, 40))), ranks)
-    in_turn, in_sweeps = (met(strata, ranks, order, seed) for order in ("in_turn", "in_sweeps"))
-    assert in_turn == in_sweeps
+    in_turn, in_sweeps = (met(strata, [order] * ranks, seed) for order in ("in_turn", "in_sweeps"))
+    mixed = met(strata, rng.choice(["in_turn", "in_sweeps"], ranks).tolist(), seed)  # ranks of several threads and of one
+    assert in_turn == in_sweeps == mixed
     assert all(sorted(items) == list(range(strata.items)) for items in in_turn[0].values())
 
 
