@@ -52,7 +52,8 @@ def test_every_order_comes_to_an_end_and_stripes_meet_in_the_same(seed):
     ranks = int(rng.integers(1, 22))
     strata = Strata(rng.integers(0, 100, (rng.integers(1, 20), rng.integers(1, 40))), ranks)
     in_turn, in_sweeps = (met(strata, [order] * ranks, seed) for order in ("in_turn", "in_sweeps"))
-    mixed = met(strata, rng.choice(["in_turn", "in_sweeps"], ranks).tolist(), seed)  # ranks of several threads and of one
+    # Ranks of several threads go in turn, whatever those of one do.
+    mixed = met(strata, rng.choice(["in_turn", "in_sweeps"], ranks).tolist(), seed)
     assert in_turn == in_sweeps == mixed
     assert all(sorted(items) == list(range(strata.items)) for items in in_turn[0].values())
 
