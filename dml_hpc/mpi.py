@@ -129,8 +129,9 @@ def _told(comm: Intracomm, error: BaseException, end: Callable[[Intracomm, int],
         return error.exit_code
     if isinstance(error, (UserError, JobError, Stopped)):
         if error.exit_code == EXIT_INTERRUPTED and comm.rank > 0:
-            # A terminal interrupts all ranks: rank 0 says so, and ends this one, unless it was not told.
-            threading.Event().wait(INTERRUPTED_S)
+            # A terminal interrupts all ranks: rank 0 says so, and ends this one, unless it was not told, or does not
+            # hear it, as it waits inside MPI for one that has. Then another does, and not all at the same time.
+            threading.Event().wait(INTERRUPTED_S * (1 + comm.rank / comm.size))
         _complain(comm, str(error))
         return (_end if getattr(error, "all_stop", False) else end)(comm, error.exit_code)
     if isinstance(error, MemoryError):
