@@ -188,6 +188,17 @@ def root(typing_context, value):
     return FOUR(value), emit
 
 
+@intrinsic
+def not_negative(typing_context, value):
+    """Return each, 0 instead of those below 0; NaN stays."""
+
+    def emit(context, builder, signature, arguments):
+        zero = ir.Constant(FOUR_FLOATS, [0.0] * COUNT)
+        return builder.select(builder.fcmp_ordered("<", arguments[0], zero), zero, arguments[0])
+
+    return FOUR(value), emit
+
+
 def _arithmetic(sign, in_place, name):
     @intrinsic
     def of_fours(typing_context, a, b):

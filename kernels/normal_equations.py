@@ -237,7 +237,8 @@ def _solve_cg(starts, columns, ratings, weights, others, other_biases, gram, x, 
         if len(biases):
             biases[n] = bias
         penalty = _penalty(penalties, width, total, own, bias)
-        losses[n, 0] = objective - penalty
+        fit = objective - penalty
+        losses[n, 0] = 0.0 if fit < 0.0 and not len(gram) else fit  # but for rounding it is a sum of squares
         losses[n, 1] = penalty
 
 

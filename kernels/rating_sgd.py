@@ -27,6 +27,7 @@ from dml_hpc.kernels.fours import (
     gathered,
     gathered_pairs,
     loaded,
+    not_negative,
     places,
     root,
     scattered,
@@ -157,6 +158,10 @@ def _by_fours(start, stop, users, items, ratings, weights, p, q, b, c, p_squares
         loss = weight * e * e
         total += summed(loss)
         (p_sum, pp), (q_sum, qq) = gathered_pairs(p_squares, u), gathered_pairs(q_squares, i)
+        if p.itemsize == 2:  # what float16 rounds away is not known to the lengths that follow from step to step
+            pp, qq = _four_products(p, u, p, u, width, lanes, more), _four_products(q, i, q, i, width, lanes, more)
+        else:
+            pp, qq = not_negative(pp), not_negative(qq)
         share = loss * (weight * mean_of)
         p_sum, q_sum = p_sum + share * qq, q_sum + share * pp
         step_p, step_q = step_size * weight / root(one + p_sum), step_size * weight / root(one + q_sum)
@@ -192,7 +197,9 @@ def _step(n, users, items, ratings, weights, p, q, b, c, p_squares, q_squares, l
     loss = weight * e * e
     step_p, step_q = step_size * weight, step_size * weight
     if p_squares is not None:
-        pp, qq = p_squares[_TWO * u + _ONE], q_squares[_TWO * i + _ONE]
+        pp, qq = max(p_squares[_TWO * u + _ONE], np.float32(0)), max(q_squares[_TWO * i + _ONE], np.float32(0))
+        if p.itemsize == 2:
+            pp, qq = _product(p, at, p, at, lanes, more), _product(q, to, q, to, lanes, more)
         share = loss * (weight / np.float32(width))
         p_squares[_TWO * u] += share * qq
         q_squares[_TWO * i] += share * pp

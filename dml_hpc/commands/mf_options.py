@@ -121,6 +121,9 @@ def wanted(given: Options, test: bool, device: str = "cpu") -> Wanted:
     l2 = L2["implicit" if implicit else algorithm] if given.l2 is None else given.l2
     if l2 == "auto" and (implicit or algorithm != "als"):
         raise UserError("--l2 auto is for --algorithm als and ratings that are not --implicit; give a number")
+    if l2 == "auto" and given.tolerance is not None and not test:
+        raise UserError("--tolerance needs --test while penalties are found (--l2 auto): the training RMSE rises at "
+                        "first, while predictions get better; give --test RATINGS, or a number for --l2")
     return Wanted(algorithm, given.k, l2, not implicit and given.biases is not False, epochs, given.seed,
                   given.threads or rank_threads(), **own)
 

@@ -62,6 +62,8 @@ def tell(console: Console, result: dict[str, Any]) -> None:
                    if result[f"unknown_{side}"]]
         console.say(f"tested   RMSE {result['rmse_test']:.4f}, MAE {result['mae_test']:.4f}"
                     + (f" (of its ratings {', '.join(unknown)})" if unknown else ""))
+    if result["noise"] is not None:
+        console.say(f"noise    of deviation {result['noise']:.4g} in the ratings, as their penalties were found")
     error = (f"training RMSE {result['rmse_train']:.4f}" if result["rmse_train"] is not None
              else f"objective {result['loss']:.6g}")
     console.say(f"factors  {result['output']}: k = {result['k']}, {error}, weights {result['weights_digest'][:16]}…")

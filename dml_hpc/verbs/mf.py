@@ -51,7 +51,8 @@ from dml_hpc.verbs.shared import (
 @option("--time-budget", type=Finite(min=0, min_open=True), default=None, metavar="SECONDS", help="Stop after the "
         "first epoch that ends later than this.")
 @option("--tolerance", type=NOT_NEGATIVE, default=None, metavar="SHARE", help="Stop when an epoch lowers the RMSE "
-        "of --test, else the objective (als) or training RMSE (sgd), by less than this share of it.  [default: never]")
+        "of --test, else the objective (als with --l2 NUMBER) or training RMSE (sgd), by less than this share of it.  "
+        "[default: never]")
 @option("--test", type=PATH, default=None, metavar="RATINGS", help="Tell the RMSE of these ratings, too, after "
         "every epoch; their users and items are matched by their ids.")
 @option("--factors", type=click.Choice(["float32", "float16"]), default=None, help="sgd: type in which factors are "

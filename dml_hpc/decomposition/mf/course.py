@@ -150,9 +150,10 @@ def _point(learner: Learner, outcome: Outcome, earlier_epochs: int) -> dict[str,
 def _check(learner: Learner, epoch: int, met: Progress, step_size: float | None, steps: StepSizes | None) -> None:
     """Raise `AgreedError` where an epoch has led nowhere."""
     if steps is None or step_size is None:
-        if not math.isfinite((met.loss or 0.0) + (met.rmse or 0.0)):
-            raise AgreedError(f"the objective is no longer finite in epoch {epoch}: ratings, or their weights, are too "
-                              "large for float32; scale them, or try a larger --l2; no factors are saved", 0, 1)
+        if not math.isfinite((met.loss or 0.0) + (met.rmse or 0.0)) or (met.rmse or 0.0) > DIVERGED * learner.scale:
+            raise AgreedError(f"the objective is beyond all bounds in epoch {epoch}: ratings, or their weights, are "
+                              "too large for float32, or too few for so many factors; scale them, or try a larger --l2 "
+                              "or --solver cholesky; no factors are saved", 0, 1)
     elif met.rmse is None or not met.rmse <= DIVERGED * learner.scale:
         raise AgreedError(_diverged(epoch, met.rmse or math.nan, step_size, steps.name, learner.most_weight), 0, 1)
 
