@@ -88,10 +88,11 @@ def sgd(users, items, ratings, weights, p, q, b, c, p_squares, q_squares, lanes,
 
     ``p_squares`` and ``q_squares`` (2·rows,) float32 hold for each row the sum of its squared gradients (of the errors,
     without the penalty), as a mean over its elements, and its own squared length, as `measure` has set it: it follows
-    from step to step, and costs no second look at the row. Steps are then ``step_size``/√(1 + sum), the sum with the
-    gradient of the step itself: AdaGrad with one step size a row (Duchi, Hazan and Singer, JMLR 12, 2011; Chin, Zhuang,
-    Juan and Lin, *A learning-rate schedule for stochastic gradient methods to matrix factorization*, PAKDD 2015). None:
-    all steps are ``step_size``. The numbers after ``more`` are float32, but ``first``.
+    from step to step, and costs no second look at the row (but at one of float16). Steps are then ``step_size``/√(1 +
+    sum), the sum with the gradient of the step itself: AdaGrad with one step size a row (Duchi, Hazan and Singer, JMLR
+    12, 2011; Chin, Zhuang, Juan and Lin, *A learning-rate schedule for stochastic gradient methods to matrix
+    factorization*, PAKDD 2015). None: all steps are ``step_size``. The numbers after ``more`` are float32, but
+    ``first``.
 
     With AdaGrad four ratings in a row whose users and items all differ are computed at once, and while their steps are
     taken, the products of the next four, if these have none of their rows: each rating's numbers are as if one came
