@@ -99,7 +99,7 @@ def factorised(tmp_path_factory):
 @needs_ulfm
 @pytest.mark.parametrize("plan", [
     "0@dml_hpc.decomposition.mf.carousel:Carousel.leave@40,2@dml_hpc.store.saving:Memory.newest@2",
-    "1@dml_hpc.commands.mf:write_rating_factors@1",
+    "1@dml_hpc.commands.mf_learning:write_rating_factors@1",
 ], ids=["rank 0 among blocks, another where it is met", "one while factors are written"])
 def test_factors_of_ratings_are_the_same_whoever_dies(plan, mpirun, factorised, tmp_path):
     ratings, options, expected = factorised
