@@ -7,7 +7,7 @@ set -e
 slurm=${DML_HPC_SLURM:-${SLURM_SUBMIT_DIR:-$PWD}/slurm}
 name=${SLURM_JOB_NAME:-job}
 name=${name//\//-}-${SLURM_JOB_ID:-0}
-line=() child='' keeper='' listener='' staging='' told='' signals=0
+line=() child='' keeper='' listener='' reminder='' staging='' told='' signals=0
 # Beside the ranks, on the same CPUs.
 aside=(env -u SLURM_GPUS_PER_TASK -u SLURM_NTASKS_PER_NODE -u SLURM_CPUS_PER_TASK
     srun --overlap --mpi=none --cpu-bind=none --cpus-per-task=1)
@@ -27,8 +27,17 @@ say() {
 stop() {
     told=${told:-$1}
     signals=$((signals + 1))
-    [ -z "$child" ] || kill -USR1 "$child" 2>/dev/null || true
+    [ -z "$child" ] || tell_ranks
     [ -z "$staging" ] || kill -USR2 "$keeper" 2>/dev/null || true
+}
+
+# tell_ranks: pass USR1 on, until they have ended: srun drops a signal for tasks of whose start it has not heard yet, and
+# a shell one that comes before it becomes the launcher. Ranks take the second for the first.
+tell_ranks() {
+    kill -USR1 "$child" 2>/dev/null || true
+    [ -z "$reminder" ] || return 0
+    while sleep 2 && kill -USR1 "$child" 2>/dev/null; do :; done &
+    reminder=$!
 }
 
 # ---- How ranks are started
@@ -298,12 +307,14 @@ run_job() {
     listen
     "${line[@]}" bash -c "$as_rank" "$logs" "$trusted" dml-hpc "$verb" --no-progress "${arguments[@]}" &
     child=$!
-    [ -z "$told" ] || kill -USR1 "$child" 2>/dev/null || true # it came while they were started
+    [ -z "$told" ] || tell_ranks # it came while they were started
     while :; do
         seen=$signals code=0
         wait "$child" || code=$?
         [ "$seen" != "$signals" ] || break # else it was the signal that ended the waiting
     done
+    child=
+    [ -z "$reminder" ] || kill "$reminder" 2>/dev/null || true
     end_aside
     if [ "$code" = 0 ] && [ "$trusted" = no ] && [ ! -e "$logs/finished" ]; then
         say "failed   the launcher has lost ranks, and says nothing of it"
