@@ -18,6 +18,7 @@ from dml_hpc.errors import EXIT_INTERRUPTED, EXIT_JOB, EXIT_USER, AgreedError, J
 from dml_hpc.files import first_line, replaced_folder
 from dml_hpc.launch import launch, share_cores
 from dml_hpc.launchers import check_library, refused
+from dml_hpc.segments import drop_left, drop_names
 from dml_hpc.signals import hold_signals, release_signals
 from dml_hpc.supervise import joined, last_word, supervised
 from dml_hpc.survival import revoke, survivors, unable_to_survive
@@ -214,7 +215,10 @@ def world() -> Intracomm:
 
     if not MPI.Is_initialized():
         check_library(place, MPI.Get_library_version())
+        if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
+            drop_left()
         MPI.Init_thread(MPI.THREAD_MULTIPLE)
+        drop_names()
     comm = watched(MPI.COMM_WORLD)
     if place.size > 1 and comm.size == 1:
         raise refused(place, MPI.Get_library_version())

@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FLOORS = [
-    {"errors", "layout", "files", "console", "launch", "launchers", "signals", "stopping", "supervise", "watch",
-     "watched", "survival", "mpi", "memory", "config", "device", "cuda", "usage"},
+    {"errors", "layout", "files", "console", "launch", "launchers", "segments", "signals", "stopping", "supervise",
+     "watch", "watched", "survival", "mpi", "memory", "config", "device", "cuda", "usage"},
     {"kernels"},
     {"data"},
     {"comm", "objectives", "optim", "store"},
