@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -14,6 +15,7 @@ from rated_support import all_of, write_rated
 
 from dml_hpc.cli import main
 from dml_hpc.data.ratings.cutting import numbering
+from dml_hpc.data.ratings.holding import held_share
 from dml_hpc.data.ratings.ids import FILE, Ids
 from dml_hpc.data.ratings.opened import MemoryRatings, StoredRatings, open_ratings
 from dml_hpc.data.ratings.order import APART, TILE_BITS
@@ -299,3 +301,12 @@ def test_stripes_are_equally_heavy_and_by_falling_popularity(stripes: int) -> No
     loads = [int(part.sum()) for part in stripe]
     assert max(loads) - min(loads) <= 1
     assert all((np.diff(part) <= 0).all() for part in stripe)
+
+
+def test_one_process_holds_out_by_any_seed_after_any_other() -> None:
+    """Half of the seeds have a key that is no signed number of 64 bits."""
+    cut: Any = SimpleNamespace(item_bounds=np.array([0, 50]), user_bounds=np.array([0, 60]))
+    users, items = np.divmod(np.arange(3000), 50)
+    stripe: Any = SimpleNamespace(users=users, items=items, counts=np.array([3000]))
+    shares = [held_share(cut, 0.3, seed, 3000)(0, stripe).mean() for seed in range(12)]
+    assert shares == pytest.approx([0.3] * 12, abs=0.05) and len(set(shares)) > 3

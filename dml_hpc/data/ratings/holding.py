@@ -21,7 +21,8 @@ def held_share(cut: Cut, share: float, seed: int, rows: int) -> Callable[[int, S
     """
     from dml_hpc.kernels.random import bits, stream
 
-    key = bits(stream(seed, HELD), rows)
+    # Else Numba takes what was compiled for a smaller key, as a signed number, which this one may not fit.
+    key = np.uint64(bits(stream(seed, HELD), rows))
 
     def held(u: int, stripe: Stripe) -> np.ndarray:
         from dml_hpc.kernels.rating_blocks import held_pairs
