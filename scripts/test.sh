@@ -66,18 +66,22 @@ printf '== environment .venv-test-%s\n' "$mpi"
 make_environment "$root/.venv-test-$mpi" "$mpi,test"
 prepare_mpi
 export PYTHONUNBUFFERED=1
+# The tests start some thousands of Pythons, each of which would compile the sources anew: a fifth of its time.
+unset PYTHONDONTWRITEBYTECODE
 # Open MPI gives ranks a terminal of their own, so pytest cannot tell where its output goes.
 color=no
 [ ! -t 1 ] || color=yes
 pytest=(python -m pytest -q --color=$color --durations=15 --durations-min=3)
 
 # The tests marked `job` start ranks of their own, so what they show depends on the MPI library too.
-# Some of the tests wait, for deadlines and for jobs: three keep two cores busy.
+# Some of the tests wait, for deadlines and for jobs: three keep two cores busy. Each begins with a third of the files:
+# a file's data is made and its kernels are compiled once, and not all three wait for jobs at the same time.
+unit=(-n 3 --dist worksteal tests/unit)
 not_maths=(-m "not maths")
 if [ -n "$only_mpi" ]; then
-    bounded "${pytest[@]}" -n 3 tests/unit -m "job and not maths" "$@"
+    bounded "${pytest[@]}" "${unit[@]}" -m "job and not maths" "$@"
 else
-    bounded "${pytest[@]}" -n 3 tests/unit "$@"
+    bounded "${pytest[@]}" "${unit[@]}" "$@"
     bounded tests/gpu/run.sh "${pytest[@]}" "$@"
 fi
 # Arithmetic shows what it does on one rank and on three, of which one library is as good as another.

@@ -44,7 +44,7 @@ def test_two_ranks_learn_flights_as_well_as_scikit_learn(flights, mpirun, tmp_pa
     from sklearn.metrics import log_loss, roc_auc_score
 
     model, record = tmp_path / "model.h5", tmp_path / "runs.jsonl"
-    trained = mpirun(2, "-m", "dml_hpc", "train", flights / "train", "-o", model, "--epochs", 20, "--step-size", 0.5,
+    trained = mpirun(2, "-m", "dml_hpc", "train", flights / "train", "-o", model, "--epochs", 10, "--step-size", 0.5,
                      "--seed", 1, "--json", "--record", record, timeout_s=120)
     assert trained.returncode == 0, trained.stderr
     evaluated = mpirun(2, "-m", "dml_hpc", "evaluate", model, flights / "test", "--json", "--record", record)
@@ -76,7 +76,7 @@ def test_two_ranks_learn_flights_as_well_as_scikit_learn(flights, mpirun, tmp_pa
 def test_compressed_gradients_learn_as_much_and_reproducible_ones_the_same(flights, mpirun, tmp_path):
     def trained(ranks, *options):
         # The held-out fifth: enough to learn from.
-        done = mpirun(ranks, "-m", "dml_hpc", "train", flights / "test", "-o", tmp_path / "m.h5", "--epochs", 10,
+        done = mpirun(ranks, "-m", "dml_hpc", "train", flights / "test", "-o", tmp_path / "m.h5", "--epochs", 4,
                       "--step-size", 0.5, "--overwrite", "--json", *options, timeout_s=120)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
