@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dml_hpc.commands import opening
+from dml_hpc.launch import launch
 from dml_hpc.mpi import world
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
 _TAKEN = 1 << 30
+SIZE = launch().size
 
 
 @pytest.fixture
@@ -37,16 +39,17 @@ def signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-@pytest.fixture(params=["world", "self", "reversed"])
+@pytest.fixture(params=["world"] if SIZE == 1 else ["world", "reversed"] if SIZE == 2 else ["world", "parts"])
 def comms(request: pytest.FixtureRequest) -> Iterator[Intracomm]:
-    """In turn: the world, each rank on its own, and the world in reverse; freed after the test."""
+    """In turn: the world, and the world in reverse, of three ranks and more in two parts; freed after the test.
+
+    Of three ranks one is a part, which is alone though the world is larger; of four, both parts are pairs.
+    """
     everyone = world()
     if request.param == "world":
         made = everyone.Dup()
-    elif request.param == "self":
-        made = everyone.Split(everyone.rank)
     else:
-        made = everyone.Split(0, -everyone.rank)
+        made = everyone.Split(everyone.rank % 2 if request.param == "parts" else 0, -everyone.rank)
     yield made
     made.Free()
 
