@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 
 import h5py
@@ -67,8 +67,8 @@ OBJECTIVES = ["linear", "huber", "logistic", "hinge", "squared-hinge", "poisson"
 
 
 @maths
-@pytest.mark.parametrize("thin", [False, True], ids=["dense", "csr"])
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(("objective", "thin"), [
+    *zip(OBJECTIVES, cycle((True, False)), strict=False), ("logistic", False), ("softmax", False), ("mlp", True)])
 def test_ranks_reproduce_one_rank(comm, folder, objective, thin):
     X, y = examples(objective, thin=thin)
     data = make(comm, folder, "data", sparse(X) if thin else X, y, dtype="float64")
@@ -147,8 +147,7 @@ def test_lbfgs_with_l1_finds_scikit_learns_lasso(comm, folder):
 
 @maths
 @pytest.mark.parametrize(("algorithm", "optimizer"), [
-    ("sync", "sgd"), ("sync", "nesterov"), ("sync", "adagrad"), ("sync", "rmsprop"), ("sync", "adam"),
-    ("sync", "adamw"), ("local", "nesterov"), ("local", "adam")])
+    ("sync", "sgd"), ("sync", "adagrad"), ("sync", "adamw"), ("local", "nesterov"), ("local", "adam")])
 def test_every_optimiser_learns(comm, folder, algorithm, optimizer):
     X, y = examples("logistic", rows=1200, seed=3)
     data = make(comm, folder, "data", X, y)
@@ -203,10 +202,9 @@ def test_as_many_machines_learn_the_same_on_any_number_of_ranks(comm, folder, ob
 
 
 @maths
-@pytest.mark.parametrize("more", [{"optimizer": "adagrad"}, {"optimizer": "sgd", "momentum": 0.0},
-                                  {"optimizer": "sgd", "momentum": 0.0, "l2": 0.01, "l1": 0.001},
-                                  {"optimizer": "adagrad", "l1": 0.001}])
-@pytest.mark.parametrize("scale", [False, True])
+@pytest.mark.parametrize(("more", "scale"), [
+    ({"optimizer": "adagrad"}, True), ({"optimizer": "sgd", "momentum": 0.0}, False),
+    ({"optimizer": "sgd", "momentum": 0.0, "l2": 0.01, "l1": 0.001}, True), ({"optimizer": "adagrad", "l1": 0.001}, False)])
 def test_exchanging_what_rows_touch_gives_the_steps_of_whole_sums(comm, folder, more, scale):
     X, y = examples("logistic", rows=700, features=60, seed=8)
     X[np.random.default_rng(1).random(X.shape) < 0.95] = 0
