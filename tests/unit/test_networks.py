@@ -210,9 +210,10 @@ def test_the_optimum_of_softmax_is_scikit_learns(l2):
                                atol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "weighted"), [("dense", False), ("half", True), ("sparse", True),
-                                                ("sparse by 1", False)])
-@pytest.mark.parametrize(("l1", "l2"), [(0, 0), (0, 0.3), (0.1, 0), (0.1, 0.3)])
+@pytest.mark.parametrize(("kind", "weighted", "l1", "l2"), [
+    ("dense", False, 0, 0), ("dense", False, 0.1, 0.3), ("half", True, 0, 0.3), ("half", True, 0.1, 0),
+    ("sparse", True, 0, 0.3), ("sparse", True, 0.1, 0.3), ("sparse", True, 0, 0),
+    ("sparse by 1", False, 0.1, 0), ("sparse by 1", False, 0, 0.3)])
 def test_one_example_at_a_time_is_a_plain_loop(kind, l1, l2, weighted):
     network, layers, X, y, parameters, weight = problem("softmax", 500)
     X = X.astype("f2").astype(float)

@@ -30,7 +30,7 @@ def test_products_of_every_width_are_those_of_the_dense_matrix(kind, centred):
     # Columns go in pieces of powers of two: every remainder, none and several of the widest.
     data, indices, indptr, X = sparse_rows(23, 17, kind, lead=3)
     rng = np.random.default_rng(2)
-    for columns in (*range(1, 41), 63, 64, 65, 100, 128, 129, 200):
+    for columns in (*range(1, 34), 63, 64, 65, 129, 200):
         V = rng.standard_normal((17, columns)).astype(kind)
         correction = rng.standard_normal(columns).astype(kind) if centred else None
         expected = X @ V.astype(float) - (correction if centred else 0)
