@@ -57,7 +57,7 @@ if mode in ("stop-compiling", "slow-compiling") and launch().rank == rank:
     def compile_kernels(run: object) -> None:
         if mode == "stop-compiling":
             os.kill(os.getpid(), signal.SIGSTOP)
-        time.sleep(6)  # nothing was compiled before
+        time.sleep(4)  # nothing was compiled before
         honestly(run)  # type: ignore[arg-type]
 
     fitting.compile_kernels = compile_kernels

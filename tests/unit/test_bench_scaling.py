@@ -336,6 +336,7 @@ def test_ranks_train_more_of_them_than_cores(here, monkeypatch):
 
 
 @pytest.mark.maths
+@pytest.mark.maths
 @pytest.mark.job
 def test_ranks_factorise_more_rows_the_more_there_are(here):
     done = verb("--ranks", "1,2", "--repeats", 1, "--weak", "--json", "--", "svd", "d", "-k", 2)
@@ -356,6 +357,7 @@ def test_emulated_hosts_sum(here):
     assert "the emulated hosts share" in done.stdout
 
 
+@pytest.mark.maths
 @pytest.mark.job
 @pytest.mark.skipif(bool(MISSING), reason=MISSING)
 def test_hosts_that_cannot_be_emulated_are_one_line(here):

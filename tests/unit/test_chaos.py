@@ -32,7 +32,8 @@ def shop() -> Iterator[Shop]:
 
 
 @pytest.mark.job
-@pytest.mark.parametrize(("kind", "number"), [("kills", 2), ("elastic", 1), ("files", 1)])
+@pytest.mark.parametrize(("kind", "number"), [
+    ("kills", 2), ("elastic", 1), pytest.param("files", 1, marks=pytest.mark.maths)])
 def test_a_struck_run_is_not_lost(shop: Shop, kind: str, number: int) -> None:
     if kind == "elastic" and shop.launchers[0].name != "openmpi":
         pytest.skip("other libraries' ranks do not survive one another")
@@ -45,6 +46,7 @@ def test_a_struck_run_is_not_lost(shop: Shop, kind: str, number: int) -> None:
     assert case.same_digest > 0
 
 
+@pytest.mark.maths
 @pytest.mark.job
 def test_a_hang_is_noticed_and_ended(shop: Shop) -> None:
     case = Case("kills", 0)
@@ -56,6 +58,7 @@ def test_a_hang_is_noticed_and_ended(shop: Shop) -> None:
         assert marked(str(job.folder)) == []
 
 
+@pytest.mark.maths
 @pytest.mark.job
 def test_another_model_and_a_death_in_silence_are_noticed(shop: Shop) -> None:
     with shop.job(Random(0), algorithm="sync", ranks=1) as job:

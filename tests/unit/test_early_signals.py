@@ -118,7 +118,9 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize(("number", "moment"), list(zip(cycle(ASKING), MOMENTS, strict=False)))  # both are held alike
+@pytest.mark.parametrize(("number", "moment"), [  # both are held alike
+    pytest.param(number, moment, marks=[] if "MPI" in moment else pytest.mark.maths)
+    for number, moment in zip(cycle(ASKING), MOMENTS, strict=False)])
 def test_one_rank_alone_is_told(number, moment, start_mpirun, two_classes, tmp_path):
     folder = tmp_path / "kept"
     plan = f"{number.name}@1@{MOMENTS[moment]}"

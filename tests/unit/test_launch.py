@@ -156,6 +156,7 @@ def test_a_launcher_of_another_mpi_is_refused_in_one_line(two_classes, tmp_path)
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.maths
 @pytest.mark.job
 def test_another_rank_than_the_first_is_silent_and_ends_with_the_same_code(two_classes, tmp_path):
     line = [sys.executable, "-m", "dml_hpc", "train", str(two_classes), "-o", str(tmp_path / "m.h5")]

@@ -53,8 +53,8 @@ def ended(job: subprocess.Popen[str], processes: list[int], number: int) -> tupl
     return time.monotonic() - began, job.communicate()[1]
 
 
-@pytest.mark.parametrize("ranks", ["0", "1", "0,1,2"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, "0"), (signal.SIGTERM, "1"), (signal.SIGINT, "1"),
+                                               (signal.SIGINT, "0,1,2")])
 def test_of_a_job_whose_checkpoint_hangs(number, ranks, start_mpirun, two_classes, tmp_path, told):
     job = start_mpirun(3, HANGING, told, ranks, *command(two_classes, tmp_path))
     seconds, err = ended(job, processes_of(job, told, ranks)[:1], number)
@@ -72,6 +72,7 @@ def test_of_a_job_that_survives_deaths(number, start_mpirun, two_classes, tmp_pa
     assert seconds < SOON_S / 2 and "Traceback" not in err, err
 
 
+@pytest.mark.maths
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_of_one_process_whose_checkpoint_hangs(number, two_classes, tmp_path, told):
     line = [sys.executable, HANGING, told, "0", *command(two_classes, tmp_path)]
