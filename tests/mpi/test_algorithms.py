@@ -204,7 +204,8 @@ def test_as_many_machines_learn_the_same_on_any_number_of_ranks(comm, folder, ob
 @maths
 @pytest.mark.parametrize(("more", "scale"), [
     ({"optimizer": "adagrad"}, True), ({"optimizer": "sgd", "momentum": 0.0}, False),
-    ({"optimizer": "sgd", "momentum": 0.0, "l2": 0.01, "l1": 0.001}, True), ({"optimizer": "adagrad", "l1": 0.001}, False)])
+    ({"optimizer": "sgd", "momentum": 0.0, "l2": 0.01, "l1": 0.001}, True),
+    ({"optimizer": "adagrad", "l1": 0.001}, False)])
 def test_exchanging_what_rows_touch_gives_the_steps_of_whole_sums(comm, folder, more, scale):
     X, y = examples("logistic", rows=700, features=60, seed=8)
     X[np.random.default_rng(1).random(X.shape) < 0.95] = 0

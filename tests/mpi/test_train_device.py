@@ -82,7 +82,8 @@ OBJECTIVES = ("linear", "huber", "logistic", "hinge", "squared-hinge", "poisson"
 
 
 @pytest.mark.parametrize(("objective", "kind"), [
-    *zip(OBJECTIVES, cycle(("csr", "dense")), strict=False), ("logistic", "dense"), ("softmax", "dense"), ("mlp", "csr")])
+    *zip(OBJECTIVES, cycle(("csr", "dense")), strict=False), ("logistic", "dense"), ("softmax", "dense"),
+    ("mlp", "csr")])
 def test_sync_gives_the_model_of_the_cpu(comm, folder, objective, kind):
     X, y = rows(objective)
     if kind == "csr":
