@@ -50,6 +50,10 @@ _PLACE = np.uintp
 _ONE, _TWO = _PLACE(1), _PLACE(2)
 _AHEAD = 5 * COUNT
 """How many ratings ahead rows are fetched."""
+_part = njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy", forceinline=True)
+"""A part of a kernel, always put into it. As functions, parts would be compiled once by themselves and once with it, and
+round differently (float16 did): which is called depends on whether the kernel comes from its cache.
+"""
 
 
 def padded(k: int) -> int:
@@ -64,7 +68,7 @@ def lanes_of(width: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (0,) * lanes, (0,) * (width // (lanes * LANES) - 1)
 
 
-@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+@_part
 def _product(p, i, q, j, lanes, more):
     total = row_product(p, i, q, j, lanes)
     for piece in range(len(more)):
@@ -73,7 +77,7 @@ def _product(p, i, q, j, lanes, more):
     return total
 
 
-@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+@_part
 def _four_products(p, u, q, i, width, lanes, more):
     total = four_products(p, u, q, i, width, 0, lanes)
     for piece in range(len(more)):
@@ -110,7 +114,7 @@ def sgd(users, items, ratings, weights, p, q, b, c, p_squares, q_squares, lanes,
     return total
 
 
-@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+@_part
 def _one_by_one(start, stop, users, items, ratings, weights, p, q, b, c, p_squares, q_squares, lanes, more, mean,
                 inverse, step_size, l2, bias_l2):
     """Take the steps of ratings ``start`` … ``stop`` − 1; return the sum of w·e²."""
@@ -125,7 +129,7 @@ def _one_by_one(start, stop, users, items, ratings, weights, p, q, b, c, p_squar
     return total
 
 
-@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+@_part
 def _by_fours(start, stop, users, items, ratings, weights, p, q, b, c, p_squares, q_squares, lanes, more, mean, inverse,
               step_size, l2, bias_l2):
     """The same by fours, with AdaGrad."""
@@ -183,7 +187,7 @@ def _by_fours(start, stop, users, items, ratings, weights, p, q, b, c, p_squares
     return total
 
 
-@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+@_part
 def _step(n, users, items, ratings, weights, p, q, b, c, p_squares, q_squares, lanes, more, mean, inverse, step_size,
           l2, bias_l2):
     """Take the step for rating ``n``; return its w·e²."""

@@ -87,7 +87,7 @@ def run_tests(mpirun, folder, body, n=2, **environment):
 def test_failure_on_one_rank_ends_the_job(mpirun, tmp_path, where):
     done, seconds = run_tests(mpirun, tmp_path, FAILURES[where])
     assert done.returncode != 0
-    assert seconds < 10
+    assert seconds < 40
     assert "rank 1 of 2 failed" in done.stderr
     assert "rank one objects" in done.stderr
     assert "test_it.py" in done.stderr
@@ -102,7 +102,7 @@ def test_it():
         time.sleep(60)
 """, DML_HPC_TEST_DEADLINE_S="2")
     assert done.returncode != 0
-    assert seconds < 12
+    assert seconds < 40
     assert "Timeout" in done.stderr
     assert done.stderr.count("in test_it") == 2, "both ranks say where they are"
 

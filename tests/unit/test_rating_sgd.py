@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -180,3 +184,24 @@ def test_predictions_of_known_and_unknown():
     score += np.where(u, b[users], 0) + np.where(i, c[items], 0)
     np.testing.assert_allclose(found, MEAN + SCALE * score, rtol=1e-5)
     assert found[3] == MEAN
+
+
+STEPS = """
+import hashlib, numpy as np
+from dml_hpc.kernels.rating_sgd import lanes_of, sgd
+rng = np.random.default_rng(0)
+users, items = (rng.integers(0, rows, 4001).astype(np.int32) for rows in (200, 150))
+p, q = (rng.normal(0, 0.1, 16 * rows).astype(np.float16).view(np.uint16) for rows in (200, 150))
+b, c, p_squares, q_squares = (np.zeros(rows, np.float32) for rows in (200, 150, 400, 300))
+ratings = rng.normal(size=4001).astype(np.float32)
+for _ in range(4):
+    sgd(users, items, ratings, None, p, q, b, c, p_squares, q_squares, *lanes_of(16),
+        *map(np.float32, (0, 1, 0.1, 0.02, 0.02)), 0)
+print(hashlib.sha256(b"".join(array.tobytes() for array in (p, q, b, c))).hexdigest())
+"""
+
+
+def test_a_kernel_just_compiled_takes_the_steps_of_one_read_from_its_cache(tmp_path):
+    told = [subprocess.run([sys.executable, "-c", STEPS], env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+                           capture_output=True, text=True, check=True, timeout=120).stdout for _ in range(2)]
+    assert told[0] == told[1]
