@@ -51,8 +51,8 @@ _ONE, _TWO = _PLACE(1), _PLACE(2)
 _AHEAD = 5 * COUNT
 """How many ratings ahead rows are fetched."""
 _part = njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy", forceinline=True)
-"""A part of a kernel, always put into it. As functions, parts would be compiled once by themselves and once with it, and
-round differently (float16 did): which is called depends on whether the kernel comes from its cache.
+"""A part of a kernel, always put into it. As functions, parts would be compiled once by themselves and once with it,
+and round differently (float16 did): which is called depends on whether the kernel comes from its cache.
 """
 
 
